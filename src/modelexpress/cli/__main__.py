@@ -1,0 +1,5 @@
+"""`python -m modelexpress.cli` is `mx`."""
+
+from modelexpress.cli import main
+
+main()

@@ -1,0 +1,142 @@
+"""`mx demo`: a registry, a replica that loads from disk, and two that load from peers."""
+
+import json
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from modelexpress.cli.demo_replica import DISK, PEER
+from modelexpress.cli.options import JsonOption
+from modelexpress.errors import ModelExpressError
+
+_PATIENCE = 10.0
+"""Seconds that a process gets to end by itself."""
+
+
+class DemoFailed(ModelExpressError):
+    """A process of the demonstration ended early, or the replicas disagree."""
+
+
+def demo(
+    folder: Annotated[
+        Path | None, typer.Option(help="Where the model is built, and kept.", show_default="a temporary folder")
+    ] = None,
+    tiny: Annotated[bool, typer.Option("--tiny", help="A model of a few megabytes in place of one gigabyte.")] = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Start a registry and three replicas of one model: the first loads from disk, the others from peers."""
+    console = Console(stderr=as_json)
+    with ExitStack() as stack:
+        place = folder or Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="mx-demo-")))
+        accounts = _run(place / ("demo-tiny" if tiny else "demo"), tiny, console, stack)
+    same = len({account["logits"] for account in accounts}) == 1
+    if as_json:
+        typer.echo(json.dumps({"replicas": accounts, "same_logits": same}))
+    else:
+        _show(accounts, console)
+    if not same:
+        raise DemoFailed("the replicas do not give the same logits: please report this with the output of `mx doctor`")
+
+
+def _run(folder: Path, tiny: bool, console: Console, stack: ExitStack) -> list[dict[str, Any]]:
+    from modelexpress.cli.demo_model import build_demo_model
+
+    console.print(f"building the model in {folder} …")
+    build_demo_model(folder, scale="tiny" if tiny else "demo")
+    console.print("starting a registry …")
+    serve = ["modelexpress.cli", "serve", "--listen", "127.0.0.1:0", "--store", "memory"]
+    registry = stack.enter_context(_process(serve)).address()
+    accounts = []
+    for number, origin in enumerate((DISK, PEER, PEER), start=1):
+        console.print(f"starting replica {number}, which loads from {'disk' if origin == DISK else 'a peer'} …")
+        arguments = ["modelexpress.cli.demo_replica", str(folder), registry, origin]
+        accounts.append(stack.enter_context(_process(arguments)).account())
+    return accounts
+
+
+class _Process:
+    """A child that tells something as a JSON line on standard output."""
+
+    def __init__(self, arguments: Sequence[str]) -> None:
+        self._name = arguments[0]
+        self._child = subprocess.Popen(
+            [sys.executable, "-m", *arguments], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+        )
+
+    def line(self) -> str:
+        """Return the next line that the child prints."""
+        assert self._child.stdout is not None
+        line = self._child.stdout.readline()
+        if not line:
+            raise DemoFailed(f"{self._name} ended with status {self._child.wait(_PATIENCE)}: its messages are above")
+        return line.strip()
+
+    def address(self) -> str:
+        """Return the address that a registry says it listens on."""
+        return self.line().rsplit(" ", 1)[-1]
+
+    def account(self) -> dict[str, Any]:
+        """Return what a replica says it did."""
+        account: dict[str, Any] = json.loads(self.line())
+        return account
+
+    def end(self) -> None:
+        """Ask the child to end, and see to it that it does."""
+        if self._child.stdin is not None:
+            self._child.stdin.close()
+        self._child.terminate()
+        try:
+            self._child.wait(_PATIENCE)
+        except subprocess.TimeoutExpired:
+            self._child.kill()
+            self._child.wait()
+        if self._child.stdout is not None:
+            self._child.stdout.close()
+
+
+@contextmanager
+def _process(arguments: Sequence[str]) -> Iterator[_Process]:
+    process = _Process(arguments)
+    try:
+        yield process
+    finally:
+        process.end()
+
+
+def _show(accounts: Sequence[dict[str, Any]], console: Console) -> None:
+    table = Table(title="three replicas of one model")
+    for title in ("replica", "stage", "seconds", "GB/s", "of the limit"):
+        table.add_column(title, justify="left" if title in ("replica", "stage") else "right")
+    for number, account in enumerate(accounts, start=1):
+        for index, (stage, seconds) in enumerate(account["stages"]):
+            table.add_row(f"{number} ({account['origin']})" if index == 0 else "", stage, f"{seconds:.3f}", "", "")
+            if stage == "load from a peer":
+                _show_report(account["report"], table)
+        table.add_section()
+    console.print(table)
+    for number, account in enumerate(accounts, start=1):
+        console.print(f"replica {number}: logits {account['logits']}{_origin(account)}")
+
+
+def _show_report(report: dict[str, Any], table: Table) -> None:
+    for stage in report["stages"]:
+        rate = f"{stage['nbytes'] / stage['seconds'] / 1e9:.2f}" if stage["nbytes"] else ""
+        fraction = f"{report['limit_fraction']:.0%}" if stage["nbytes"] and report["limit_fraction"] else ""
+        table.add_row("", f"  {stage['name']}", f"{stage['seconds']:.3f}", rate, fraction)
+
+
+def _origin(account: dict[str, Any]) -> str:
+    report = account.get("report")
+    if report is None:
+        return ", read from disk"
+    limit = report["limit"]
+    how = f"; limit {limit['bytes_per_second'] / 1e9:.2f} GB/s ({limit['how']})" if limit else ""
+    return f", {report['nbytes'] / 1e9:.3f} GB from {report['source']} over {report['transport']}{how}"

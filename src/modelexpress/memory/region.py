@@ -1,0 +1,32 @@
+"""A region: one contiguous range of memory that a source offers as a whole."""
+
+import ctypes
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Region:
+    """A contiguous range of this process's host memory.
+
+    Args:
+        address: Virtual address of the first byte.
+        nbytes: Size in bytes.
+        descriptor: File descriptor behind the range, or None where it is ordinary memory. Byte 0 of the file is
+            byte 0 of the region.
+    """
+
+    address: int
+    nbytes: int
+    descriptor: int | None = None
+
+    def view(self) -> memoryview:
+        """Return the bytes of the region; it must stay mapped while the view is used."""
+        return memory_view(self.address, self.nbytes)
+
+
+def memory_view(address: int, nbytes: int) -> memoryview:
+    """Return `nbytes` of this process's memory at `address` as a writable view of bytes.
+
+    Nothing keeps the memory alive: its owner must.
+    """
+    return memoryview((ctypes.c_char * nbytes).from_address(address)).cast("B")

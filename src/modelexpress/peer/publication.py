@@ -1,0 +1,159 @@
+"""A publication: one material kept in the registry as long as it is offered here."""
+
+import logging
+import random
+import threading
+from enum import Enum
+from types import TracebackType
+from typing import Protocol, Self
+
+from modelexpress.errors import RegistryError
+from modelexpress.identity import SourceIdentity
+from modelexpress.peer.farewell import Closable
+from modelexpress.peer.server import WorkerServer
+from modelexpress.wire.records import ReaderStatus, SourceStatus, WorkerRecord
+
+logger = logging.getLogger(__name__)
+
+_FIRST_RETRY = 0.2
+_LAST_RETRY = 5.0
+
+
+class Registry(Protocol):
+    """What a publication needs of the registry client."""
+
+    def publish(self, identity: SourceIdentity, record: WorkerRecord) -> str:
+        """Put a record in place."""
+
+    def update_status(
+        self,
+        source_id: str,
+        worker_id: str,
+        worker_rank: int,
+        status: SourceStatus,
+        source_load: float | None = None,
+    ) -> bool:
+        """Set a status, which is also the heartbeat; False when there is no such record."""
+
+
+class PublicationState(Enum):
+    """Where a publication is in its life."""
+
+    PUBLISHING = "publishing"
+    """The registry has not taken it yet; it is tried again and again."""
+    READY = "ready"
+    """The registry lists it, and hears heartbeats."""
+    CLOSED = "closed"
+    """Withdrawn; nobody can read it any more."""
+
+
+class Publication:
+    """This process is a source of one material until the publication is closed.
+
+    A thread publishes the record, trying until the registry takes it, then sends heartbeats. When the registry
+    has lost the record it is published again.
+
+    Args:
+        server: Offers the material already.
+        registry: Where to publish.
+        identity: Of the material.
+        record: What the registry is told.
+        heartbeat_interval: Seconds between heartbeats.
+    """
+
+    def __init__(
+        self,
+        server: WorkerServer,
+        registry: Registry,
+        identity: SourceIdentity,
+        record: WorkerRecord,
+        heartbeat_interval: float,
+    ) -> None:
+        self.source_id = identity.source_id
+        self.worker_id = record.worker_id
+        self.endpoint = record.worker_grpc_endpoint
+        self._server = server
+        self._registry = registry
+        self._identity = identity
+        self._record = record
+        self._interval = heartbeat_interval
+        self._stop = threading.Event()
+        self._ready = threading.Event()
+        self._along: list[Closable] = []
+        self._thread = threading.Thread(target=self._keep, name="mx-publication", daemon=True)
+        self._thread.start()
+
+    @property
+    def state(self) -> PublicationState:
+        """Whether the registry knows of it."""
+        if self._stop.is_set():
+            return PublicationState.CLOSED
+        return PublicationState.READY if self._ready.is_set() else PublicationState.PUBLISHING
+
+    @property
+    def readers(self) -> list[ReaderStatus]:
+        """Who reads it, and how far they are."""
+        return self._server.shelf.leases.readers(self.source_id)
+
+    def wait_ready(self, timeout: float | None = None) -> bool:
+        """Wait until the registry lists it; return whether it does after `timeout` seconds."""
+        return self._ready.wait(timeout)
+
+    def close_along(self, thing: Closable) -> None:
+        """Close `thing`, too, when this publication is closed."""
+        self._along.append(thing)
+
+    def close(self) -> None:
+        """Tell the registry, then withdraw the material. Closing twice is allowed."""
+        if self._stop.is_set():
+            return
+        self._stop.set()
+        self._thread.join()
+        self._withdraw()
+        self._server.shelf.remove(self.source_id)
+        for thing in self._along:
+            thing.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def _keep(self) -> None:
+        retry = _FIRST_RETRY
+        while not self._stop.is_set():
+            try:
+                self._publish_or_beat()
+                retry = _FIRST_RETRY
+                self._stop.wait(self._interval)
+            except RegistryError as error:
+                logger.warning("source %s is not in the registry yet, trying on: %s", self.source_id, error)
+                # Random, so that a fleet does not fall upon a registry that comes back.
+                self._stop.wait(retry * random.uniform(0.5, 1.0))
+                retry = min(2 * retry, _LAST_RETRY, self._interval)
+
+    def _publish_or_beat(self) -> None:
+        leases = self._server.shelf.leases
+        leases.expire()
+        if self._ready.is_set() and self._update(SourceStatus.READY, float(len(leases))):
+            return
+        self._ready.clear()
+        self._registry.publish(self._identity, self._record)
+        self._update(SourceStatus.READY, float(len(leases)))
+        self._ready.set()
+        logger.info("source %s is ready as worker %s at %s", self.source_id, self.worker_id, self.endpoint)
+
+    def _withdraw(self) -> None:
+        if not self._ready.is_set():
+            return
+        try:
+            self._update(SourceStatus.STALE, None)
+        except RegistryError as error:
+            logger.warning("the registry was not told that %s is gone, it will notice: %s", self.source_id, error)
+
+    def _update(self, status: SourceStatus, load: float | None) -> bool:
+        record = self._record
+        return self._registry.update_status(self.source_id, record.worker_id, record.worker_rank, status, load)

@@ -1,0 +1,89 @@
+"""The worker server: the one gRPC port of a worker, for all of its materials."""
+
+import logging
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from types import TracebackType
+from typing import Self
+
+import grpc
+
+from modelexpress.errors import ConfigurationError
+from modelexpress.peer.services import PeerService, WorkerService
+from modelexpress.peer.shelf import Shelf
+from modelexpress.transport import Transport
+from modelexpress.wire import p2p_pb2_grpc, peer_pb2_grpc
+
+logger = logging.getLogger(__name__)
+
+_THREADS = 4
+_CALLS = 64
+_OPTIONS = (
+    # Two workers must never share a port: readers would reach either at random.
+    ("grpc.so_reuseport", 0),
+    # Requests are small; manifests are large answers.
+    ("grpc.max_receive_message_length", 64 << 10),
+    ("grpc.max_send_message_length", 256 << 20),
+)
+
+
+class WorkerServer:
+    """Serves the materials on a shelf until it is closed.
+
+    Args:
+        worker_id: This worker's id.
+        transports: What the materials are opened on; closed with the server.
+        host: The address to bind.
+        port: The port to bind; when it is taken, a free one is used and a warning says so. 0: any free one.
+
+    Raises:
+        ConfigurationError: The address cannot be bound.
+    """
+
+    def __init__(self, worker_id: str, transports: Sequence[Transport], host: str = "127.0.0.1", port: int = 0) -> None:
+        self.shelf = Shelf(worker_id, transports)
+        self._transports = tuple(transports)
+        self._server = grpc.server(
+            ThreadPoolExecutor(_THREADS, thread_name_prefix="mx-worker"),
+            options=_OPTIONS,
+            maximum_concurrent_rpcs=_CALLS,
+        )
+        peer_pb2_grpc.add_PeerServiceServicer_to_server(PeerService(self.shelf), self._server)
+        # The artifact methods are inherited: they answer UNIMPLEMENTED.
+        worker_service = WorkerService(self.shelf)  # type: ignore[abstract]
+        p2p_pb2_grpc.add_WorkerServiceServicer_to_server(worker_service, self._server)
+        self._port: int | None = _bind(self._server, host, port)
+        self._server.start()
+
+    @property
+    def port(self) -> int | None:
+        """The bound port; None once the server is closed."""
+        return self._port
+
+    def close(self) -> None:
+        """Withdraw everything and stop: no port, no registrations. Closing twice is allowed."""
+        if self._port is None:
+            return
+        self._port = None
+        self.shelf.close()
+        self._server.stop(grace=None).wait()
+        for transport in self._transports:
+            transport.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+
+def _bind(server: grpc.Server, host: str, port: int) -> int:
+    try:
+        return server.add_insecure_port(f"{host}:{port}")
+    except RuntimeError as error:
+        if port == 0:
+            raise ConfigurationError(f"the worker server cannot listen on {host}: {error}") from error
+        logger.warning("port %d of the worker server is taken; using a free one (MX_WORKER_GRPC_PORT)", port)
+        return _bind(server, host, 0)

@@ -1,0 +1,99 @@
+"""A worker: what runs beside an engine to make its process a source of any number of materials."""
+
+from collections.abc import Sequence
+from types import TracebackType
+from typing import Self
+
+from modelexpress.client import Client
+from modelexpress.peer.farewell import close_at_exit, closed
+from modelexpress.peer.host import host_id, is_loopback, new_worker_id, reachable_host
+from modelexpress.peer.material import Material
+from modelexpress.peer.publication import Publication
+from modelexpress.peer.server import WorkerServer
+from modelexpress.settings import Settings
+from modelexpress.transport import Transport, available
+from modelexpress.wire.records import SourceStatus, WorkerRecord
+
+HOST_TOPOLOGY = "modelexpress/host"
+"""Key of a record's topology that holds the host id: targets prefer sources that share their memory."""
+
+
+class Worker:
+    """One worker server and the publications of its materials.
+
+    Everything is withdrawn by `close()`, at interpreter exit, and on SIGTERM.
+
+    Args:
+        registry: HOST:PORT of the registry; None takes it from the environment.
+        device: Index of the accelerator that this worker drives; it selects the port (MX_WORKER_GRPC_PORT).
+        settings: Read from the environment when None.
+        transports: What materials are opened on; None: every one that works here.
+
+    Raises:
+        ConfigurationError: The worker server cannot listen.
+    """
+
+    def __init__(
+        self,
+        registry: str | None = None,
+        *,
+        device: int = 0,
+        settings: Settings | None = None,
+        transports: Sequence[Transport] | None = None,
+    ) -> None:
+        settings = settings or Settings.read()
+        registry = registry or settings.registry
+        self.worker_id = new_worker_id()
+        self._settings = settings
+        self._host = reachable_host(registry, settings.worker_host)
+        bind = self._host if is_loopback(self._host) else "0.0.0.0"
+        port = settings.worker_grpc_port and settings.worker_grpc_port + device
+        if transports is None:
+            transports = available(settings, host=bind, advertised_host=self._host).transports
+        self._server = WorkerServer(self.worker_id, transports, bind, port)
+        self._client = Client(registry)
+        self._publications: list[Publication] = []
+        close_at_exit(self)
+
+    @property
+    def port(self) -> int | None:
+        """Port of the worker server; None once it is closed."""
+        return self._server.port
+
+    def publish(self, material: Material) -> Publication:
+        """Offer a material, and keep it in the registry until the publication is closed.
+
+        Raises:
+            ConfigurationError: This worker offers one under the same identity.
+            TransportUnavailable: No transport can offer its memory.
+        """
+        self._server.shelf.add(material)
+        record = WorkerRecord(
+            worker_id=self.worker_id,
+            worker_rank=material.rank,
+            status=SourceStatus.INITIALIZING,
+            worker_grpc_endpoint=f"{self._host}:{self.port}",
+            accelerator=material.accelerator,
+            topology={HOST_TOPOLOGY: host_id()},
+        )
+        publication = Publication(
+            self._server, self._client, material.identity, record, self._settings.heartbeat_interval
+        )
+        self._publications.append(publication)
+        return publication
+
+    def close(self) -> None:
+        """Withdraw every publication and stop the server. Closing twice is allowed."""
+        closed(self)
+        for publication in self._publications:
+            publication.close()
+        self._server.close()
+        self._client.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()

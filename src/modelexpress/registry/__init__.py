@@ -1,0 +1,1 @@
+"""The registry: who holds which material, and is it alive. Metadata only, never weight bytes."""

@@ -1,0 +1,187 @@
+"""Every environment variable and its default, once.
+
+A variable that is malformed never breaks a load: its documented default is used, with a warning that names the
+variable, the value and the allowed form.
+"""
+
+import logging
+import os
+from collections.abc import Mapping
+from typing import Annotated, Literal
+
+from pydantic import AliasChoices, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+
+logger = logging.getLogger(__name__)
+
+MIB = 1 << 20
+
+Seconds = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+Port = Annotated[int, Field(ge=0, le=65535)]
+
+
+def _without_scheme(value: object) -> object:
+    """Strip `http://` and `https://`, which fleets put before a registry's address."""
+    if isinstance(value, str):
+        return value.strip().removeprefix("http://").removeprefix("https://").rstrip("/")
+    return value
+
+
+class Settings(BaseModel):
+    """What the environment says, typed and validated.
+
+    Times are seconds, sizes are bytes. Read it with `Settings.read()`, which cannot fail.
+    """
+
+    model_config = ConfigDict(frozen=True, populate_by_name=True)
+
+    registry: Annotated[str, BeforeValidator(_without_scheme)] = Field(
+        default="localhost:8001",
+        validation_alias=AliasChoices("MODEL_EXPRESS_URL", "MX_SERVER_ADDRESS"),
+        description="HOST:PORT of the registry; MODEL_EXPRESS_URL wins over MX_SERVER_ADDRESS.",
+    )
+    worker_host: str = Field(
+        default="",
+        validation_alias="MX_WORKER_HOST",
+        description="The name under which other hosts reach this worker; empty: found out.",
+    )
+    worker_grpc_port: Port = Field(
+        default=6555,
+        validation_alias="MX_WORKER_GRPC_PORT",
+        description="Port of the worker server of device 0; each further device adds one; 0: any free port.",
+    )
+    heartbeat_interval: Seconds = Field(
+        default=30.0,
+        validation_alias="MX_HEARTBEAT_INTERVAL_SECS",
+        description="How often a source says that it is alive.",
+    )
+    heartbeat_timeout: Seconds = Field(
+        default=90.0,
+        validation_alias="MX_HEARTBEAT_TIMEOUT_SECS",
+        description="A source unheard for so long is no longer listed.",
+    )
+    reaper_interval: Seconds = Field(
+        default=30.0,
+        validation_alias="MX_REAPER_SCAN_INTERVAL_SECS",
+        description="How often the registry looks for dead sources.",
+    )
+    gc_timeout: Seconds = Field(
+        default=3600.0,
+        validation_alias="MX_GC_TIMEOUT_SECS",
+        description="A stale record unheard for so long is deleted.",
+    )
+    transfer_timeout: Seconds = Field(
+        default=900.0,
+        validation_alias="MX_TRANSFER_TIMEOUT",
+        description="The longest a transfer from one source may take.",
+    )
+    stall_timeout: Seconds = Field(
+        default=10.0,
+        validation_alias="MX_STALL_TIMEOUT",
+        description="A transfer that moves nothing for so long has lost its source.",
+    )
+    source_query_timeout: Annotated[float, Field(ge=0, allow_inf_nan=False)] = Field(
+        default=5.0,
+        validation_alias="MX_SOURCE_QUERY_TIMEOUT",
+        description="How long to wait for an answer from the registry before loading without it.",
+    )
+    metadata_backend: str = Field(
+        default="sqlite",
+        validation_alias="MX_METADATA_BACKEND",
+        description="Store of the registry when --store is not given: memory, sqlite, sqlite:PATH or redis.",
+    )
+    redis_url: str = Field(
+        default="redis://localhost:6379",
+        validation_alias="REDIS_URL",
+        description="Where the store `redis` lives.",
+    )
+    auth_token_path: str = Field(
+        default="",
+        validation_alias="MX_AUTH_TOKEN_PATH",
+        description="File with the bearer token that clients send; empty: none is sent.",
+    )
+    tls_ca: str = Field(
+        default="",
+        validation_alias="MX_TLS_CA",
+        description="PEM file of authorities; set: clients speak TLS to a registry whose certificate they signed.",
+    )
+    tls_cert: str = Field(
+        default="",
+        validation_alias="MX_TLS_CERT",
+        description="PEM file with the certificate that clients show to a registry that asks for one.",
+    )
+    tls_key: str = Field(
+        default="",
+        validation_alias="MX_TLS_KEY",
+        description="PEM file with the private key of MX_TLS_CERT.",
+    )
+    model_revision: str = Field(
+        default="",
+        validation_alias="MX_MODEL_REVISION",
+        description="Revision that identities carry when the caller names none.",
+    )
+    transport: Literal["auto", "local", "tcp"] = Field(
+        default="auto",
+        validation_alias="MX_TRANSPORT",
+        description="The only transport to use; auto: the fastest that works.",
+    )
+    tcp_streams: Annotated[int, Field(ge=1, le=64)] = Field(
+        default=4, validation_alias="MX_TCP_STREAMS", description="Connections of one tcp transfer."
+    )
+    chunk_bytes: Annotated[int, Field(ge=64 << 10, le=4 << 30)] = Field(
+        default=64 * MIB,
+        validation_alias="MX_CHUNK_BYTES",
+        description="Bytes that travel, and are checked, together.",
+    )
+
+    @classmethod
+    def read(cls, environ: Mapping[str, str] | None = None) -> "Settings":
+        """Return the settings of an environment, with defaults in place of malformed values.
+
+        Args:
+            environ: The variables; the process environment when None.
+        """
+        given = _given(cls, os.environ if environ is None else environ)
+        try:
+            return cls.model_validate(given)
+        except ValidationError as error:
+            for problem in error.errors():
+                variable = str(problem["loc"][0])
+                name = _field_of(cls, variable)
+                logger.warning(
+                    "%s=%r is not usable (%s); using the default %r",
+                    variable,
+                    given.pop(variable),
+                    problem["msg"],
+                    cls.model_fields[name].default,
+                )
+            return cls.model_validate(given)
+
+
+def variables() -> list[tuple[str, str, str]]:
+    """Return (variable, default, description) of every setting, for the documentation and `mx doctor`."""
+    return [
+        (variable, str(field.default), field.description or "")
+        for field in Settings.model_fields.values()
+        for variable in _aliases(field.validation_alias)
+    ]
+
+
+def _given(cls: type[Settings], environ: Mapping[str, str]) -> dict[str, str]:
+    """Return, for each field, the first of its variables that is set, under that variable's name."""
+    given = {}
+    for field in cls.model_fields.values():
+        for variable in _aliases(field.validation_alias):
+            if environ.get(variable, "").strip():
+                given[variable] = environ[variable]
+                break
+    return given
+
+
+def _field_of(cls: type[Settings], variable: str) -> str:
+    return next(n for n, f in cls.model_fields.items() if variable in _aliases(f.validation_alias))
+
+
+def _aliases(alias: object) -> list[str]:
+    if isinstance(alias, AliasChoices):
+        return [str(choice) for choice in alias.choices]
+    return [str(alias)]

@@ -1,0 +1,34 @@
+"""Sealing: computing the digests of what is about to be published."""
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from modelexpress.memory import Region
+from modelexpress.transfer.digest import digest_many
+from modelexpress.transfer.manifest import Manifest, Scope
+from modelexpress.wire.records import FileSpec, TensorSpec
+
+
+def seal(
+    tensors: Sequence[TensorSpec],
+    regions: Sequence[Region],
+    *,
+    scope: Scope,
+    chunk_bytes: int,
+    files: Sequence[FileSpec] = (),
+) -> Manifest:
+    """Return the manifest of tensors that lie in `regions` of this process, digests included.
+
+    Raises:
+        ManifestInvalid: A tensor lies outside its region.
+    """
+    sizes = np.fromiter((t.nbytes for t in tensors), np.int64, len(tensors))
+    base = np.fromiter((regions[t.region].address + t.offset for t in tensors), np.uint64, len(tensors))
+    counts = -(-sizes // chunk_bytes)
+    owner = np.repeat(np.arange(len(tensors)), counts)
+    start = (np.arange(len(owner)) - np.repeat(np.cumsum(counts) - counts, counts)) * chunk_bytes
+    lengths = np.minimum(sizes[owner] - start, chunk_bytes)
+    digests = digest_many(base[owner] + start.astype(np.uint64), lengths.astype(np.uint64))
+    region_bytes = tuple(region.nbytes for region in regions)
+    return Manifest(scope, chunk_bytes, region_bytes, tuple(tensors), digests, tuple(files))

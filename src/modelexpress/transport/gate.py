@@ -1,0 +1,60 @@
+"""Who may read one export: the tokens that were granted, and the connections that were opened with them."""
+
+import hmac
+import threading
+
+from modelexpress.transport.server import Connection
+from modelexpress.transport.verdict import Verdict
+
+
+class Gate:
+    """Lets connections in by token and ends them when the token, or the whole export, goes."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._tokens: set[bytes] = set()
+        self._admitted: dict[Connection, bytes] = {}
+        self._closed = False
+
+    def grant(self, token: str) -> None:
+        """Let connections that show `token` in."""
+        with self._lock:
+            self._tokens.add(token.encode())
+
+    def admit(self, token: bytes, connection: Connection) -> Verdict:
+        """Let a connection in or say why not. One that was let in must `leave`."""
+        with self._lock:
+            if self._closed:
+                return Verdict.WITHDRAWN
+            # Every token is compared, and each in constant time, so that timing tells nothing about any of them.
+            if not sum(hmac.compare_digest(token, granted) for granted in self._tokens):
+                return Verdict.DENIED
+            self._admitted[connection] = token
+            return Verdict.GRANTED
+
+    def leave(self, connection: Connection) -> None:
+        """Forget a connection that has ended."""
+        with self._lock:
+            self._admitted.pop(connection, None)
+
+    def revoke(self, token: str) -> None:
+        """Refuse `token` from now on, and return when its connections have ended."""
+        secret = token.encode()
+        with self._lock:
+            self._tokens.discard(secret)
+            ending = [connection for connection, shown in self._admitted.items() if shown == secret]
+        _end(ending, Verdict.DENIED)
+
+    def close(self) -> None:
+        """Refuse everybody from now on, and return when every connection has ended."""
+        with self._lock:
+            self._closed = True
+            ending = list(self._admitted)
+        _end(ending, Verdict.WITHDRAWN)
+
+
+def _end(connections: list[Connection], verdict: Verdict) -> None:
+    for connection in connections:
+        connection.end(verdict)
+    for connection in connections:
+        connection.join()

@@ -1,0 +1,199 @@
+"""The transport `local`: source and target on one host; the target maps the source's memory and copies."""
+
+import os
+import socket
+import struct
+import weakref
+from collections.abc import Sequence
+from contextlib import ExitStack
+from pathlib import Path
+
+from modelexpress.errors import AccessDenied, PeerLost, TransportUnavailable
+from modelexpress.memory import Region
+from modelexpress.transport.base import Export, LinkLimit, Reader, Transport
+from modelexpress.transport.fork import closed_in_children
+from modelexpress.transport.greeting import Greeting, greet
+from modelexpress.transport.limits import copy_limit
+from modelexpress.transport.local_descriptor import MAX_REGIONS, LocalDescriptor, boot_id
+from modelexpress.transport.local_reader import LocalReader, copy_threads
+from modelexpress.transport.mapping import MappedRegion, unsafe
+from modelexpress.transport.passing import BATCH, read_only, receive_batch, send_descriptors
+from modelexpress.transport.reception import Reception, ServedExport
+from modelexpress.transport.runtime_directory import listen_privately
+from modelexpress.transport.server import GREETING_SECONDS, Connection
+from modelexpress.transport.verdict import Verdict, encode_answer
+
+_CREDENTIALS = struct.Struct("iII")  # struct ucred: pid, uid, gid
+
+
+class LocalTransport(Transport):
+    """Moves bytes between processes of one user on one host.
+
+    Args:
+        threads: Threads that copy for one reader; None: half of the cores, at most four.
+        stall_timeout: Seconds that a source may take to answer.
+    """
+
+    name = "local"
+
+    def __init__(self, *, threads: int | None = None, stall_timeout: float = 10.0) -> None:
+        self._threads = threads or copy_threads()
+        self._stall_timeout = stall_timeout
+        self._reception = Reception(self._listen, _check_peer, self.name)
+        self._path: Path | None = None
+        self._cleanup: weakref.finalize[..., LocalTransport] | None = None
+
+    def unavailable(self) -> str | None:
+        if not boot_id():
+            return "the kernel does not say which boot this is, so hosts cannot be told apart"
+        try:
+            sock, path = listen_privately()
+        except TransportUnavailable as error:
+            return str(error)
+        sock.close()
+        path.unlink(missing_ok=True)
+        return None
+
+    def export(self, regions: Sequence[Region]) -> Export:
+        if len(regions) > MAX_REGIONS:
+            raise TransportUnavailable(f"{len(regions)} regions are too many; put them into an arena")
+        export = _LocalExport(self._reception, regions)
+        try:
+            self._reception.add(export)
+        except TransportUnavailable:
+            export.release()
+            raise
+        assert self._path is not None, "the reception listens once it has an export"
+        export.place(self._path)
+        return export
+
+    def open(self, descriptor: bytes, token: str) -> Reader:
+        source = LocalDescriptor.parse(descriptor)
+        if (reason := source.elsewhere()) is not None:
+            raise TransportUnavailable(reason)
+        with ExitStack() as undo:
+            sock = undo.enter_context(closed_in_children(socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)))
+            sock.settimeout(self._stall_timeout)
+            _connect(sock, source.path)
+            greet(sock, Greeting(bytes.fromhex(source.export), token.encode()), self._stall_timeout)
+            regions = _map_all(sock, source.region_bytes, undo)
+            undo.pop_all()
+        return LocalReader(sock, regions, self._threads)
+
+    def limit(self, descriptor: bytes) -> LinkLimit | None:
+        return copy_limit()
+
+    def close(self) -> None:
+        self._reception.close()
+        if self._cleanup is not None:
+            self._cleanup()
+
+    def _listen(self) -> socket.socket:
+        sock, self._path = listen_privately()
+        # A process that ends without closing its transports takes its socket's name with it, if it can.
+        self._cleanup = weakref.finalize(self, _remove, self._path, os.getpid())
+        return sock
+
+
+class _LocalExport(ServedExport):
+    """Regions that readers get descriptors of."""
+
+    def __init__(self, reception: Reception, regions: Sequence[Region]) -> None:
+        super().__init__(reception)
+        self._region_bytes = tuple(region.nbytes for region in regions)
+        self._descriptor = b""
+        self._descriptors: list[int] = []
+        try:
+            for number, region in enumerate(regions):
+                self._descriptors.append(_shareable(number, region))
+        except TransportUnavailable:
+            self.release()
+            raise
+
+    @property
+    def descriptor(self) -> bytes:
+        return self._descriptor
+
+    def place(self, path: Path) -> None:
+        """Say at which socket the export is served."""
+        found = path.stat()
+        self._descriptor = (
+            LocalDescriptor(
+                boot_id=boot_id(),
+                path=str(path),
+                device=found.st_dev,
+                inode=found.st_ino,
+                export=self.export_id.hex(),
+                region_bytes=self._region_bytes,
+            )
+            .model_dump_json()
+            .encode()
+        )
+
+    def serve(self, connection: Connection) -> None:
+        connection.sock.settimeout(GREETING_SECONDS)
+        connection.sock.sendall(encode_answer(Verdict.GRANTED))
+        send_descriptors(connection.sock, self._descriptors)
+        # A reader has nothing more to say: the next thing that arrives is that it is gone.
+        connection.wait_readable()
+        if connection.verdict is not None:
+            connection.sock.sendall(encode_answer(connection.verdict))
+
+    def release(self) -> None:
+        while self._descriptors:
+            os.close(self._descriptors.pop())
+
+
+def _shareable(number: int, region: Region) -> int:
+    """Return a read-only descriptor of a region's memory."""
+    if region.descriptor is None:
+        raise TransportUnavailable(f"region {number} is ordinary memory; put its tensors into a HostArena")
+    if (problem := unsafe(region.descriptor, region.nbytes)) is not None:
+        raise TransportUnavailable(f"region {number} cannot be mapped by others: {problem}")
+    try:
+        return read_only(region.descriptor)
+    except OSError as error:
+        raise TransportUnavailable(f"region {number} cannot be opened for readers: {error}") from error
+
+
+def _check_peer(connection: Connection) -> None:
+    """Refuse processes of other users."""
+    if (uid := _peer_uid(connection.sock)) != os.geteuid():
+        raise AccessDenied(f"the source runs as user {os.geteuid()}, this process as {uid}: run both as one user")
+
+
+def _peer_uid(sock: socket.socket) -> int:
+    raw = sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _CREDENTIALS.size)
+    return int(_CREDENTIALS.unpack(raw)[1])
+
+
+def _connect(sock: socket.socket, path: str) -> None:
+    try:
+        sock.connect(path)
+    except ConnectionRefusedError as error:
+        raise PeerLost("the source's process has ended") from error
+    except (OSError, ValueError) as error:
+        raise TransportUnavailable(f"the source's socket cannot be reached: {error}") from error
+    if (uid := _peer_uid(sock)) != os.geteuid():
+        raise TransportUnavailable(f"the source runs as user {uid}, this process as {os.geteuid()}")
+
+
+def _map_all(sock: socket.socket, region_bytes: Sequence[int], undo: ExitStack) -> list[MappedRegion]:
+    """Receive and map every region; `undo` unmaps what was mapped when something fails."""
+    regions: list[MappedRegion] = []
+    for start in range(0, len(region_bytes), BATCH):
+        sizes = region_bytes[start : start + BATCH]
+        try:
+            with receive_batch(sock, len(sizes)) as descriptors:
+                for descriptor, nbytes in zip(descriptors, sizes, strict=True):
+                    regions.append(MappedRegion(descriptor, nbytes))
+                    undo.callback(regions[-1].close)
+        except OSError as error:
+            raise PeerLost(f"the source did not hand over its memory: {error}") from error
+    return regions
+
+
+def _remove(path: Path, owner: int) -> None:
+    """Remove a socket's name, but not from a forked child."""
+    if os.getpid() == owner:
+        path.unlink(missing_ok=True)

@@ -1,0 +1,180 @@
+"""Fetching from peers: DESIGN.md, section 3, steps 1 to 6, for whatever has room for the bytes."""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
+from typing import Protocol
+
+from modelexpress.client import Client
+from modelexpress.errors import (
+    LoadError,
+    ModelExpressError,
+    NoSourceFound,
+    PeerError,
+    RegistryError,
+    TransferError,
+    TransportError,
+)
+from modelexpress.peer import HeldLease, PeerClient, host_id, new_worker_id
+from modelexpress.settings import Settings
+from modelexpress.transfer.ledger import Ledger
+from modelexpress.transfer.manifest import Manifest
+from modelexpress.transfer.plan import Plan, make_plan
+from modelexpress.transfer.pull import pull
+from modelexpress.transport import Reader, Transport, available, open_first
+from modelexpress.weights.candidates import order_candidates
+from modelexpress.weights.report import COPY, Journal, Stage
+from modelexpress.wire.peer import LeaseGrant
+from modelexpress.wire.records import FileSpec, SourceRef
+
+_WORTH_MEASURING = 64 << 20
+"""Bytes of a load below which the limit of the link is not measured: that would take longer than the load."""
+
+ReadFile = Callable[[FileSpec], bytes]
+Find = Callable[[Client], Sequence[SourceRef]]
+
+
+class Room(Protocol):
+    """Where a source's bytes go."""
+
+    @property
+    def staged(self) -> frozenset[str]:
+        """Names of the tensors whose bytes do not outlive a change of the source."""
+
+    def open(self, manifest: Manifest, read_file: ReadFile) -> Mapping[str, int]:
+        """Return the address that each tensor is copied to.
+
+        Raises:
+            ManifestMismatch: The source does not hold what is wanted here; nothing was changed.
+        """
+
+
+@contextmanager
+def usable_transports(settings: Settings) -> Iterator[tuple[Transport, ...]]:
+    """Yield the transports that work in this process, fastest first, and close them afterwards."""
+    with ExitStack() as stack:
+        yield tuple(stack.enter_context(transport) for transport in available(settings).transports)
+
+
+@dataclass(frozen=True)
+class Fetch:
+    """One target's way through its sources, until one has delivered everything.
+
+    Args:
+        registry: HOST:PORT.
+        find: Lists the candidates.
+        wanted: What is looked for, for messages.
+        room: Where the bytes go.
+        journal: What happens is written here.
+        settings: Timeouts and sizes.
+        verify: False skips the digests, which only benchmarks do.
+    """
+
+    registry: str
+    find: Find
+    wanted: str
+    room: Room
+    journal: Journal
+    settings: Settings
+    verify: bool = True
+    ledger: Ledger = field(default_factory=Ledger)
+    reader_id: str = field(default_factory=new_worker_id)
+
+    def run(self) -> None:
+        """Fill the room, going on from one source to the next.
+
+        Raises:
+            NoSourceFound: No ready source is registered.
+            RegistryError: The registry could not be asked.
+            LoadError: Every source failed; `causes` says how each did. A single cause is raised itself.
+        """
+        causes: list[ModelExpressError] = []
+        tried: set[str] = set()
+        while (ref := self._next(tried, causes)) is not None:
+            tried.add(ref.worker_id)
+            try:
+                self._read_from(ref)
+            except (PeerError, TransportError, TransferError, RegistryError) as error:
+                causes.append(error)
+                self.journal.notes.append(f"source {ref.worker_id}: {error}")
+            else:
+                return
+        raise self._nothing_left(causes)
+
+    def _next(self, tried: set[str], causes: Sequence[ModelExpressError]) -> SourceRef | None:
+        """Ask the registry anew each time: sources come and go while a load runs."""
+        timeout = max(self.settings.source_query_timeout, 0.1)
+        try:
+            with self.journal.stage("find sources"), Client(self.registry, timeout=timeout) as client:
+                refs = [ref for ref in self.find(client) if ref.worker_id not in tried]
+        except RegistryError as error:
+            if not causes:
+                raise
+            self.journal.notes.append(str(error))
+            return None
+        return next(iter(order_candidates(refs, host_id(), self.reader_id)), None)
+
+    def _nothing_left(self, causes: Sequence[ModelExpressError]) -> ModelExpressError:
+        if not causes:
+            return NoSourceFound(f"no ready source of {self.wanted} is registered: see `mx sources --all`")
+        if len(causes) == 1:
+            return causes[0]
+        return LoadError(f"all {len(causes)} sources of {self.wanted} failed, at last: {causes[-1]}", causes)
+
+    def _read_from(self, ref: SourceRef) -> None:
+        with self._lease(ref) as (client, lease), usable_transports(self.settings) as transports:
+            with self.journal.stage("manifest"):
+                manifest = client.manifest(lease.grant)
+            with self.journal.stage("plan"):
+                addresses = self.room.open(manifest, lambda file: client.file(lease.grant, file))
+                self.ledger.forget_tensors(self.room.staged)
+                plan = make_plan(manifest, addresses, self.ledger, self.settings.chunk_bytes)
+            with self.journal.stage("connect"):
+                opened = open_first(transports, lease.grant.transports, lease.grant.lease_id)
+            self.journal.notes += [f"{name}: {reason}" for name, reason in opened.skipped]
+            with opened.reader:
+                self._copy(plan, opened.reader, manifest, lease, ref)
+            self.journal.source, self.journal.transport = ref.worker_id, opened.transport.name
+            self._measure(opened.transport, lease.grant)
+
+    @contextmanager
+    def _lease(self, ref: SourceRef) -> Iterator[tuple[PeerClient, HeldLease]]:
+        with self.journal.stage("lease"):
+            client = PeerClient(self._endpoint(ref))
+            grant = client.acquire(ref.source_id, ref.worker_id, self.reader_id, host_id())
+        with client, HeldLease(client, grant) as lease:
+            yield client, lease
+
+    def _endpoint(self, ref: SourceRef) -> str:
+        with Client(self.registry) as registry:
+            found = registry.get(ref.source_id, ref.worker_id)
+        if found is None or not found[0].worker_grpc_endpoint:
+            raise PeerError(f"worker {ref.worker_id} names no address to read from: it speaks another dialect")
+        return found[0].worker_grpc_endpoint
+
+    def _copy(self, plan: Plan, reader: Reader, manifest: Manifest, lease: HeldLease, ref: SourceRef) -> None:
+        total = plan.nbytes + plan.kept_bytes
+
+        def advance(verified: int) -> None:
+            lease.verified_bytes = verified
+            self.journal.advance(verified, total)
+
+        result = pull(
+            plan,
+            reader,
+            manifest,
+            self.ledger,
+            source=ref.worker_id,
+            timeout=self.settings.transfer_timeout,
+            verify=self.verify,
+            progress=advance,
+        )
+        self.journal.stages.append(Stage(COPY, result.seconds, result.nbytes))
+        self.journal.nbytes, self.journal.kept_bytes = total, plan.kept_bytes
+
+    def _measure(self, transport: Transport, grant: LeaseGrant) -> None:
+        if self.journal.nbytes < _WORTH_MEASURING:
+            return
+        descriptor = next(o.descriptor for o in grant.transports if o.name == transport.name)
+        with self.journal.aside():
+            self.journal.limit = transport.limit(descriptor)

@@ -1,0 +1,88 @@
+"""Loading a model: strategies in order, until one has filled it completely."""
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from modelexpress.errors import LoadError, ModelExpressError, PartialModel
+from modelexpress.identity import SourceIdentity
+from modelexpress.settings import Settings
+from modelexpress.weights.catalog import Model
+from modelexpress.weights.report import Journal, LoadReport, Progress
+from modelexpress.weights.strategies import NativeStrategy, PeerStrategy, StorageStrategy, Strategy
+from modelexpress.weights.target import Target
+
+
+def load(
+    model: Model,
+    identity: SourceIdentity,
+    rank: int = 0,
+    *,
+    registry: str | None = None,
+    storage: Path | str | None = None,
+    native: Callable[[], object] | None = None,
+    progress: Progress | None = None,
+    settings: Settings | None = None,
+) -> LoadReport:
+    """Fill a model: from a peer, else from storage, else by the caller's own loader.
+
+    Tensors on the meta device get memory without being initialised. Nothing of the model is changed before source
+    and target agree on every tensor; whatever is returned was verified completely.
+
+    Args:
+        model: A module, or tensors by name, in host memory or on the meta device.
+        identity: What the weights are.
+        rank: Of this worker within its replica.
+        registry: HOST:PORT of the registry; None takes it from the environment.
+        storage: A checkpoint folder; None leaves storage out.
+        native: Fills the model in its own way, and raises what it likes; None leaves it out.
+        progress: Told the bytes in place and the bytes in all.
+        settings: Read from the environment when None.
+
+    Raises:
+        NoSourceFound: There is no source, and neither `storage` nor `native` was given.
+        ManifestMismatch: Source and model do not hold the same tensors.
+        UnsupportedModel: The model holds tensors that cannot be filled.
+        PartialModel: Every strategy failed, after weights had been overwritten: the model must not be used.
+        LoadError: Every strategy failed and the model is as before; `causes` has one error for each. A single
+            cause is raised itself.
+
+    Example:
+        >>> print(load(model, identity, registry="localhost:8001", storage="checkpoint/"))  # doctest: +SKIP
+    """
+    settings = settings or Settings.read()
+    strategies: list[Strategy] = [PeerStrategy(identity, rank, registry or settings.registry, settings)]
+    if storage is not None:
+        strategies.append(StorageStrategy(Path(storage)))
+    if native is not None:
+        strategies.append(NativeStrategy(native))
+    return run_strategies(Target(model), strategies, Journal(progress))
+
+
+def run_strategies(target: Target, strategies: Sequence[Strategy], journal: Journal) -> LoadReport:
+    """Run strategies until one fills the target.
+
+    Raises:
+        PartialModel: All failed, after something had been written.
+        LoadError: All failed; the model is as before. A single cause is raised itself.
+    """
+    causes: list[ModelExpressError] = []
+    for strategy in strategies:
+        try:
+            strategy.fill(target, journal)
+        except ModelExpressError as error:
+            target.roll_back()
+            causes.append(error)
+            journal.notes.append(f"{strategy.name}: {error}")
+        else:
+            return journal.report(strategy.name, len({entry.memory for entry in target.entries}))
+    raise _failure(target, causes)
+
+
+def _failure(target: Target, causes: Sequence[ModelExpressError]) -> ModelExpressError:
+    last = causes[-1]
+    if target.written:
+        return PartialModel(f"no weights could be loaded, and some were overwritten: {last}", causes)
+    if len(causes) == 1:
+        return last
+    text = "; ".join(str(cause) for cause in causes)
+    return LoadError(f"no strategy could load the weights: {text}", causes)

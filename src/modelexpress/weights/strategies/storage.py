@@ -1,0 +1,82 @@
+"""Weights from storage: a checkpoint folder of safetensors files, memory-mapped."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from modelexpress.errors import CheckpointError
+from modelexpress.weights.catalog import Entry
+from modelexpress.weights.checkpoint import Checkpoint
+from modelexpress.weights.report import COPY, Journal
+from modelexpress.weights.small_files import listed
+from modelexpress.weights.stored_tensor import StoredTensor
+from modelexpress.weights.strategies.base import Strategy
+from modelexpress.weights.target import Target
+
+
+@dataclass(frozen=True)
+class StorageStrategy(Strategy):
+    """Reads a checkpoint folder.
+
+    Args:
+        folder: With safetensors files, and an index where there are several.
+    """
+
+    name = "storage"
+    folder: Path
+
+    def fill(self, target: Target, journal: Journal) -> None:
+        """Fill the target from the folder. Values are converted where the model has another dtype.
+
+        Raises:
+            CheckpointError: The folder is damaged, lacks tensors, or has other shapes.
+        """
+        with journal.stage("open checkpoint"):
+            checkpoint = Checkpoint.open(self.folder)
+        with checkpoint:
+            pairs = _match(target, checkpoint)
+            total = sum(stored.nbytes for _, stored in pairs)
+            with journal.stage(COPY, total):
+                done = 0
+                target.written |= any(not entry.is_meta for entry, _ in pairs)
+                for entry, stored in pairs:
+                    _copy(target.tensor(entry), checkpoint, stored)
+                    done += stored.nbytes
+                    journal.advance(done, total)
+            target.commit()
+            unused = checkpoint.tensors.keys() - {entry.name for entry in target.entries}
+            if unused:
+                journal.notes.append(f"the checkpoint holds tensors that the model lacks: {listed(unused)}")
+            journal.source, journal.nbytes = str(self.folder), total
+
+
+def _match(target: Target, checkpoint: Checkpoint) -> list[tuple[Entry, StoredTensor]]:
+    """Pair every memory of the model with the stored tensor that fills it."""
+    stored = checkpoint.tensors
+    pairs = {e.memory: (e, stored[e.name]) for e in reversed(target.entries) if e.name in stored}
+    missing = [e.name for e in target.entries if e.memory not in pairs and (e.persistent or e.is_meta)]
+    if missing:
+        raise CheckpointError(
+            f"{checkpoint.folder} lacks tensors of the model: {listed(missing)}; buffers that checkpoints leave "
+            "out must be built on a real device"
+        )
+    different = [
+        f"'{entry.name}' ({list(found.shape)} in the files, {list(entry.tensor.shape)} in the model)"
+        for entry, found in pairs.values()
+        if found.shape != tuple(entry.tensor.shape)
+    ]
+    if different:
+        raise CheckpointError(f"{checkpoint.folder} holds other shapes than the model: {listed(different)}")
+    return sorted(pairs.values(), key=lambda pair: (pair[1].file, pair[1].offset))
+
+
+def _copy(tensor: torch.Tensor, checkpoint: Checkpoint, stored: StoredTensor) -> None:
+    if not stored.nbytes:
+        return
+    dtype = getattr(torch, stored.dtype)
+    raw = torch.frombuffer(checkpoint.buffer(stored.name), dtype=torch.uint8)
+    if stored.offset % dtype.itemsize:
+        raw = raw.clone()
+    with torch.no_grad():
+        tensor.copy_(raw.view(dtype).view(stored.shape))

@@ -1,0 +1,158 @@
+"""The target: a model's tensors as room for bytes, and what must happen before and after they arrive."""
+
+import torch
+
+from modelexpress.errors import UnsupportedModel
+from modelexpress.memory import HostArena, aligned
+from modelexpress.transfer.compare import Wanted
+from modelexpress.transfer.manifest import Manifest, Scope, is_dense
+from modelexpress.weights.catalog import Entry, Model, catalogue
+
+
+class Target:
+    """A model to be filled.
+
+    Tensors on the meta device get memory in an arena, without being initialised, and enter the model only by
+    `commit`. Tensors that have memory are filled in place: `written` says whether that has begun.
+
+    Args:
+        model: A module, or tensors by name.
+
+    Raises:
+        UnsupportedModel: A tensor has no plain memory, or is not in host memory.
+    """
+
+    def __init__(self, model: Model) -> None:
+        self.entries = catalogue(model)
+        self.written = False
+        self._model = model
+        self._fresh: dict[int, torch.Tensor] = {}
+        self._staged: dict[str, torch.Tensor] = {}
+        self._saved: list[tuple[torch.Tensor, torch.Tensor]] = []
+        for entry in self.entries:
+            if entry.tensor.device.type not in ("cpu", "meta"):
+                raise UnsupportedModel(
+                    f"tensor '{entry.name}' is on device '{entry.tensor.device}': only host memory can be filled"
+                )
+
+    def wanted(self, scope: Scope) -> list[Wanted]:
+        """Return what a source of that scope must hold: buffers that checkpoints leave out are exempt there."""
+        return [
+            Wanted(entry.name, entry.dtype, tuple(entry.tensor.shape), entry.nbytes, entry.memory)
+            for entry in self._expected(scope)
+        ]
+
+    def open(self, manifest: Manifest) -> dict[str, int]:
+        """Return the address that each tensor of a manifest is copied to, tied tensors under one name.
+
+        Tensors whose elements lie in another order than the source's are received beside the model.
+        """
+        self._save_buffers()
+        addresses: dict[str, int] = {}
+        filled: set[int] = set()
+        for entry in self._expected(manifest.scope):
+            if entry.memory in filled or entry.name not in manifest.index or not entry.nbytes:
+                continue
+            filled.add(entry.memory)
+            spec = manifest.tensors[manifest.index[entry.name]]
+            addresses[entry.name] = self._room(entry, spec.strides).data_ptr()
+        return addresses
+
+    @property
+    def staged(self) -> frozenset[str]:
+        """Names of the tensors that are received beside the model, anew from each source."""
+        return frozenset(self._staged)
+
+    def tensor(self, entry: Entry) -> torch.Tensor:
+        """Return the tensor that holds an entry's elements: the model's own, or the one that will replace it."""
+        if not entry.is_meta:
+            return entry.tensor
+        if not self._fresh:
+            self._materialise()
+        return self._fresh[id(entry.tensor)]
+
+    def commit(self) -> None:
+        """Put everything that arrived into the model."""
+        by_name = {entry.name: entry for entry in self.entries}
+        with torch.no_grad():
+            for name, staging in self._staged.items():
+                self.tensor(by_name[name]).copy_(staging)
+        self._staged.clear()
+        if any(entry.is_meta for entry in self.entries):
+            self._materialise()
+            _replace(self._model, self._fresh)
+        self._saved.clear()
+
+    def roll_back(self) -> None:
+        """Restore the buffers that no checkpoint holds; parameters that were written stay written."""
+        with torch.no_grad():
+            for tensor, copy in self._saved:
+                tensor.copy_(copy)
+        self._staged.clear()
+        self._saved.clear()
+
+    def _expected(self, scope: Scope) -> list[Entry]:
+        return [entry for entry in self.entries if entry.persistent or scope is Scope.MODULE]
+
+    def _room(self, entry: Entry, strides: tuple[int, ...]) -> torch.Tensor:
+        tensor = self.tensor(entry)
+        if _same_order(tensor, strides):
+            self.written |= not entry.is_meta
+            return tensor
+        staging = torch.empty_strided(tensor.shape, strides, dtype=tensor.dtype)
+        self._staged[entry.name] = staging
+        return staging
+
+    def _materialise(self) -> None:
+        if self._fresh:
+            return
+        metas = {id(entry.tensor): entry for entry in self.entries if entry.is_meta}
+        arena = HostArena(sum(aligned(entry.nbytes) for entry in metas.values()))
+        for key, entry in metas.items():
+            shape, strides = entry.tensor.shape, entry.tensor.stride()
+            if not entry.nbytes:
+                self._fresh[key] = torch.empty(shape, dtype=entry.tensor.dtype)
+                continue
+            block = torch.frombuffer(arena.take(entry.nbytes), dtype=entry.tensor.dtype)
+            dense = is_dense(shape, strides)
+            self._fresh[key] = block.as_strided(shape, strides) if dense else block.view(shape)
+
+    def _save_buffers(self) -> None:
+        if not self._saved:
+            self._saved = [
+                (entry.tensor, entry.tensor.clone())
+                for entry in self.entries
+                if not entry.persistent and not entry.is_meta
+            ]
+
+
+def _same_order(tensor: torch.Tensor, strides: tuple[int, ...]) -> bool:
+    if tensor.is_conj() or tensor.is_neg():
+        return False
+    steps = zip(tensor.shape, tensor.stride(), strides, strict=True)
+    return all(size == 1 or own == other for size, own, other in steps)
+
+
+def _replace(model: Model, fresh: dict[int, torch.Tensor]) -> None:
+    """Put real tensors in the place of the meta tensors they were made for."""
+    if not isinstance(model, torch.nn.Module):
+        for name, tensor in list(model.items()):
+            model[name] = fresh.get(id(tensor), tensor)
+        return
+    made: dict[int, torch.nn.Parameter] = {}
+    for module in model.modules():
+        for name, parameter in module._parameters.items():
+            if parameter is not None and id(parameter) in fresh:
+                if id(parameter) not in made:
+                    made[id(parameter)] = _parameter_like(parameter, fresh[id(parameter)])
+                module._parameters[name] = made[id(parameter)]
+        for name, buffer in module._buffers.items():
+            if buffer is not None:
+                module._buffers[name] = fresh.get(id(buffer), buffer)
+
+
+def _parameter_like(old: torch.nn.Parameter, data: torch.Tensor) -> torch.nn.Parameter:
+    """Return a parameter of the same class and with the same attributes: engines hang loaders on them."""
+    new = torch.Tensor._make_subclass(type(old), data, old.requires_grad)
+    new.__dict__.update(old.__dict__)
+    return new
