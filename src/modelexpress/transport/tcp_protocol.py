@@ -6,15 +6,18 @@ A verdict of WITHDRAWN or DENIED may take the place of any answer and is the las
 """
 
 import struct
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 from modelexpress.errors import TransportUnavailable
 from modelexpress.transport.base import Run
 from modelexpress.transport.crew import PART_BYTES, PART_RUNS
 
-COUNT = struct.Struct("<I")
+_COUNT = struct.Struct("<I")
 _ROW_BYTES = 4 + 8 + 8
 _MOST_OF_REGION = (1 << 32) - 1
+
+Row = tuple[int, int, int]
+"""Region, offset and bytes of one run."""
 
 
 def encode_request(runs: Sequence[Run]) -> bytes:
@@ -29,23 +32,32 @@ def encode_request(runs: Sequence[Run]) -> bytes:
     )
 
 
-def body_bytes(count: int) -> int:
-    """Return the size of a request's columns.
+class RequestStream:
+    """Cuts what arrives on a connection into requests."""
 
-    Raises:
-        TransportUnavailable: No reader of this protocol asks for so many runs at once.
-    """
-    if not 0 < count <= PART_RUNS:
-        raise TransportUnavailable(f"a request for {count} runs")
-    return count * _ROW_BYTES
+    def __init__(self) -> None:
+        self._held = b""
+
+    def feed(self, data: bytes) -> Iterator[list[Row]]:
+        """Yield the rows of each request that `data` completes.
+
+        Raises:
+            TransportUnavailable: A request asks for more than any reader of this protocol does.
+        """
+        self._held += data
+        while len(self._held) >= _COUNT.size:
+            (count,) = _COUNT.unpack_from(self._held)
+            if not 0 < count <= PART_RUNS:
+                raise TransportUnavailable(f"a request for {count} runs")
+            end = _COUNT.size + count * _ROW_BYTES
+            if len(self._held) < end:
+                return
+            rows = _rows(self._held[_COUNT.size : end], count)
+            self._held = self._held[end:]
+            yield rows
 
 
-def decode_body(count: int, body: bytes) -> list[tuple[int, int, int]]:
-    """Return (region, offset, bytes) of each run of a request.
-
-    Raises:
-        TransportUnavailable: It asks for more than any reader of this protocol does.
-    """
+def _rows(body: bytes, count: int) -> list[Row]:
     numbers = struct.unpack(f"<{count}I{count}Q{count}Q", body)
     regions, offsets, sizes = numbers[:count], numbers[count : 2 * count], numbers[2 * count :]
     if sum(sizes) > PART_BYTES:

@@ -13,11 +13,12 @@ from modelexpress.transport.reception import Reception, ServedExport
 from modelexpress.transport.server import GOODBYE_SECONDS, GREETING_SECONDS, Connection
 from modelexpress.transport.stream import send_all, set_stall_deadline
 from modelexpress.transport.tcp_descriptor import TcpDescriptor
-from modelexpress.transport.tcp_protocol import COUNT, body_bytes, decode_body
+from modelexpress.transport.tcp_protocol import RequestStream
 from modelexpress.transport.verdict import Verdict, encode_answer
 
 _SENDFILE_BYTES = int(os.environ.get("SF", 64 << 10))
 """From here on handing pages to the socket is cheaper than copying them."""
+_RECEIVE_BYTES = 64 << 10
 _GRANTED = encode_answer(Verdict.GRANTED)
 
 _Row = tuple[int, int, int]
@@ -61,16 +62,18 @@ class TcpExport(ServedExport):
         sock = connection.sock
         set_stall_deadline(sock, self._stall_timeout, self._tls)
         sock.sendall(_GRANTED)
-        while self._wait(connection):
+        requests = RequestStream()
+        while self._wait(connection) and (data := sock.recv(_RECEIVE_BYTES)):
             try:
-                rows = self._receive(sock)
+                for rows in requests.feed(data):
+                    self._answer(sock, rows)
+                    if connection.verdict is not None:
+                        break
             except TransportUnavailable as error:
                 sock.sendall(encode_answer(Verdict.MALFORMED, str(error)))
                 return
-            if rows is None:
-                return
-            self._answer(sock, rows)
-        self._say_goodbye(connection)
+        if connection.verdict is not None:
+            self._say_goodbye(connection)
 
     def release(self) -> None:
         while self._descriptors:
@@ -82,17 +85,6 @@ class TcpExport(ServedExport):
         """Return whether a request is coming; False when the connection is to end."""
         decrypted = connection.sock.pending() if self._tls else 0  # type: ignore[attr-defined]
         return connection.verdict is None if decrypted else connection.wait_readable()
-
-    def _receive(self, sock: socket.socket) -> list[_Row] | None:
-        """Return the next request; None when the reader has left."""
-        if not (first := sock.recv(1)):
-            return None
-        # What was begun must be finished soon: a reader sends a request in one go.
-        deadline = time.monotonic() + GREETING_SECONDS
-        (count,) = COUNT.unpack(first + receive_exactly(sock, COUNT.size - 1, deadline))
-        body = receive_exactly(sock, body_bytes(count), deadline)
-        set_stall_deadline(sock, self._stall_timeout, self._tls)
-        return decode_body(count, body)
 
     def _answer(self, sock: socket.socket, rows: Sequence[_Row]) -> None:
         if (problem := self._out_of_range(rows)) is not None:

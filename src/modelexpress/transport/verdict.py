@@ -5,7 +5,7 @@ from enum import IntEnum
 
 from modelexpress.errors import AccessDenied, RegionWithdrawn, TransportError, TransportUnavailable
 
-_ANSWER = struct.Struct("<BH")
+_ANSWER = struct.Struct("<BH61x")
 ANSWER_BYTES = _ANSWER.size
 MAX_MESSAGE_BYTES = 1024
 

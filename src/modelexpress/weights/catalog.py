@@ -63,6 +63,11 @@ def is_dense(tensor: torch.Tensor) -> bool:
     return not (tensor.is_conj() or tensor.is_neg()) and manifest.is_dense(tensor.shape, tensor.stride())
 
 
+def copyable(tensor: torch.Tensor) -> torch.Tensor:
+    """Return a view that torch can copy: it has no copy kernel for the dtypes below one byte."""
+    return tensor.view(torch.uint8) if tensor.element_size() == 1 else tensor
+
+
 def _tensors(model: Model) -> Iterator[tuple[str, torch.Tensor, bool]]:
     if isinstance(model, Mapping):
         for name, tensor in model.items():

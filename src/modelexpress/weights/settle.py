@@ -9,7 +9,7 @@ import torch
 from modelexpress.errors import UnsupportedModel
 from modelexpress.memory import HostArena, Region, aligned
 from modelexpress.transfer.manifest import contiguous_strides
-from modelexpress.weights.catalog import Entry, is_dense
+from modelexpress.weights.catalog import Entry, copyable, is_dense
 from modelexpress.wire.records import TensorSpec
 
 
@@ -64,8 +64,8 @@ def _spans(entries: Iterable[Entry]) -> list[_Span]:
     spans = []
     for group in groups.values():
         tensors = tuple(group.values())
-        start = min(t.storage_offset() * t.element_size() for t in tensors)
-        end = max((t.storage_offset() + t.numel()) * t.element_size() for t in tensors)
+        start = min(int(t.storage_offset()) * t.element_size() for t in tensors)
+        end = max((int(t.storage_offset()) + t.numel()) * t.element_size() for t in tensors)
         # Down to a multiple of every item size, so that offsets in the new storage are whole elements.
         start -= start % 16
         spans.append(_Span(start, end - start, tensors))
@@ -86,7 +86,9 @@ def _dense_copy(entry: Entry, arena: HostArena) -> torch.Tensor:
     if not entry.nbytes:
         return torch.empty(entry.tensor.shape, dtype=entry.tensor.dtype)
     block = torch.frombuffer(arena.take(entry.nbytes), dtype=entry.tensor.dtype)
-    return block.view(entry.tensor.shape).copy_(entry.tensor.detach())
+    copy = block.view(entry.tensor.shape)
+    copyable(copy).copy_(copyable(entry.tensor.detach()))
+    return copy
 
 
 def _locate(entries: Sequence[Entry], copies: dict[str, torch.Tensor], own: HostArena) -> Settled:

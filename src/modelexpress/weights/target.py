@@ -6,7 +6,7 @@ from modelexpress.errors import UnsupportedModel
 from modelexpress.memory import HostArena, aligned
 from modelexpress.transfer.compare import Wanted
 from modelexpress.transfer.manifest import Manifest, Scope, is_dense
-from modelexpress.weights.catalog import Entry, Model, catalogue
+from modelexpress.weights.catalog import Entry, Model, catalogue, copyable
 
 
 class Target:
@@ -76,7 +76,7 @@ class Target:
         by_name = {entry.name: entry for entry in self.entries}
         with torch.no_grad():
             for name, staging in self._staged.items():
-                self.tensor(by_name[name]).copy_(staging)
+                copyable(self.tensor(by_name[name])).copy_(copyable(staging))
         self._staged.clear()
         if any(entry.is_meta for entry in self.entries):
             self._materialise()
@@ -87,7 +87,7 @@ class Target:
         """Restore the buffers that no checkpoint holds; parameters that were written stay written."""
         with torch.no_grad():
             for tensor, copy in self._saved:
-                tensor.copy_(copy)
+                copyable(tensor).copy_(copy)
         self._staged.clear()
         self._saved.clear()
 
@@ -120,7 +120,7 @@ class Target:
     def _save_buffers(self) -> None:
         if not self._saved:
             self._saved = [
-                (entry.tensor, entry.tensor.clone())
+                (entry.tensor, copyable(entry.tensor).clone())
                 for entry in self.entries
                 if not entry.persistent and not entry.is_meta
             ]

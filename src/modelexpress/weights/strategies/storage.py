@@ -3,9 +3,11 @@
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import torch
 
 from modelexpress.errors import CheckpointError
+from modelexpress.memory import memory_view
 from modelexpress.weights.catalog import Entry
 from modelexpress.weights.checkpoint import Checkpoint
 from modelexpress.weights.report import COPY, Journal
@@ -75,7 +77,9 @@ def _copy(tensor: torch.Tensor, checkpoint: Checkpoint, stored: StoredTensor) ->
     if not stored.nbytes:
         return
     dtype = getattr(torch, stored.dtype)
-    raw = torch.frombuffer(checkpoint.buffer(stored.name), dtype=torch.uint8)
+    # By address, because torch warns of read-only buffers even when they are only read.
+    content = np.frombuffer(checkpoint.buffer(stored.name), np.uint8)
+    raw = torch.frombuffer(memory_view(content.ctypes.data, stored.nbytes), dtype=torch.uint8)
     if stored.offset % dtype.itemsize:
         raw = raw.clone()
     with torch.no_grad():
