@@ -34,14 +34,16 @@ def registry(folder: Path) -> Iterator[tuple[str, psutil.Process]]:
     command = [sys.executable, "-c", SERVE, "--listen", "127.0.0.1:0", "--store", f"sqlite:{folder}/registry.db"]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True) as process:
         assert process.stdout is not None
-        yield process.stdout.readline().split()[-1], psutil.Process(process.pid)
-        process.terminate()
+        try:
+            yield process.stdout.readline().split()[-1], psutil.Process(process.pid)
+        finally:
+            process.terminate()
 
 
 def generate(address: str, *arguments: object) -> dict[str, Any]:
     """Run the load generator and return what it saw."""
     command = [sys.executable, str(HERE / "registry_load.py"), address, "--workers", str(WORKERS)]
-    done = subprocess.run([*command, *map(str, arguments)], check=True, capture_output=True, text=True)
+    done = subprocess.run([*command, *map(str, arguments)], check=True, stdout=subprocess.PIPE, text=True)
     answer: dict[str, Any] = json.loads(done.stdout)
     return answer
 

@@ -114,15 +114,21 @@ class Generator:
 
     async def _beat(self, due: float) -> None:
         call = random.choice(self._heartbeats)
-        answer = await random.choice(self._channels).unary_unary(call.path)(call.request, timeout=30)
+        answer = await self._send(call)
         assert call.read(answer), "a heartbeat found no record"
         self._beaten.append(time.perf_counter() - due)
 
     async def _list(self, due: float) -> None:
         call = random.choice(self._listings)
-        answer = await random.choice(self._channels).unary_unary(call.path)(call.request, timeout=30)
+        answer = await self._send(call)
         assert len(call.read(answer)) == RANKS, "a listing misses ranks"
         self._listed.append(time.perf_counter() - due)
+
+    async def _send(self, call: calls.Call[Any]) -> bytes:
+        send: grpc.aio.UnaryUnaryMultiCallable[bytes, bytes] = random.choice(self._channels).unary_unary(
+            call.path
+        )
+        return await send(call.request, timeout=30)
 
 
 async def _awaited(work: Awaitable[None]) -> None:

@@ -94,8 +94,8 @@ def runs(python: Path) -> bool:
 
 
 def pip(*arguments: str) -> None:
-    """Run the environment's pip; it speaks only when something is wrong."""
-    command = [str(VENV / "bin" / "python"), "-m", "pip", "--quiet", "--disable-pip-version-check", "--no-input"]
+    """Run the environment's pip; it speaks only when something fails."""
+    command = [str(VENV / "bin" / "python"), "-m", "pip", "-qq", "--disable-pip-version-check", "--no-input"]
     run([*command, *arguments], "check the network, the free disk space and pip's configuration")
 
 

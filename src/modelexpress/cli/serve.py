@@ -1,7 +1,6 @@
 """`mx serve`: run a registry until it is told to stop."""
 
 import asyncio
-import logging
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -81,7 +80,6 @@ def serve(
         insecure=insecure,
         metrics=metrics,
     )
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
     asyncio.run(server.serve(options, _announce))
 
 

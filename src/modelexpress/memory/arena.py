@@ -1,5 +1,6 @@
 """Host memory that other processes of this host can map: one memfd, sealed against change from outside."""
 
+import contextlib
 import ctypes
 import fcntl
 import mmap
@@ -53,6 +54,9 @@ class HostArena(mmap.mmap):
         except (OSError, ValueError, OverflowError) as error:
             os.close(descriptor)
             raise ConfigurationError(f"no arena of {nbytes} bytes can be made: {error}") from error
+        with contextlib.suppress(OSError):
+            # Fewer page faults, where the administrator lets shared memory have large pages.
+            self.madvise(mmap.MADV_HUGEPAGE)
         address = ctypes.addressof(ctypes.c_char.from_buffer(self))
         self.region = Region(address, nbytes, descriptor)
         self._used = 0

@@ -23,6 +23,8 @@ from modelexpress.wire.records import FileSpec, ReaderStatus
 
 logger = logging.getLogger(__name__)
 
+_COURTESY = 1.0
+"""Seconds for calls that only help the source: a frozen one must not hold up its reader."""
 _MOST_FILE_BYTES = 256 << 20
 _OPTIONS = (
     ("grpc.max_receive_message_length", 64 << 20),
@@ -108,12 +110,12 @@ class PeerClient:
         """Say how far this reader is; return the seconds that the lease now lasts."""
         request = peer_pb2.ReportProgressRequest(lease_id=lease_id, verified_bytes=verified_bytes)
         with calling(self.address):
-            return float(self._stub.ReportProgress(request, timeout=self._timeout).ttl_seconds)
+            return float(self._stub.ReportProgress(request, timeout=_COURTESY).ttl_seconds)
 
     def release(self, lease_id: str) -> None:
         """End a lease."""
         with calling(self.address):
-            self._stub.ReleaseLease(peer_pb2.ReleaseLeaseRequest(lease_id=lease_id), timeout=self._timeout)
+            self._stub.ReleaseLease(peer_pb2.ReleaseLeaseRequest(lease_id=lease_id), timeout=_COURTESY)
 
     def readers(self, source_id: str = "") -> list[ReaderStatus]:
         """Return who reads from this worker, and how far they are."""

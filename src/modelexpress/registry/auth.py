@@ -39,7 +39,8 @@ def require_protection(listen: str, *, token: bool, tls: bool, insecure: bool) -
     if not (token or tls or insecure or is_loopback(listen)):
         raise ConfigurationError(
             f"{listen} is reachable from other hosts and nothing protects it: give --token-file, or "
-            "--tls-cert and --tls-key, listen on 127.0.0.1, or pass --insecure if the network keeps strangers out"
+            "--tls-cert and --tls-key, listen on 127.0.0.1, or pass --insecure if the network keeps "
+            "strangers out"
         )
 
 

@@ -9,8 +9,7 @@ from modelexpress.errors import PeerLost, RegionWithdrawn, TransportError
 from modelexpress.transport.base import Run
 from modelexpress.transport.pending import PendingTransfer
 
-import os
-PART_BYTES = int(os.environ.get("PB",4)) << 20
+PART_BYTES = 8 << 20
 """The largest part: long enough that its overhead vanishes, short enough that `close` is prompt."""
 PART_RUNS = 512
 """The most runs in a part: small runs share one, so that thousands of them cost little more than their bytes."""

@@ -2,13 +2,11 @@
 
 import socket
 import struct
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
-import os
-
-WA = socket.MSG_WAITALL if os.environ.get("WA") else 0
 _TIMEVAL = struct.Struct("@ll")
 _BLOCKS_PER_CALL = 1024  # IOV_MAX of Linux
+_JOIN_BYTES = 16 << 10  # a TLS record
 
 
 def set_stall_deadline(sock: socket.socket, seconds: float, tls: bool) -> None:
@@ -27,25 +25,20 @@ def set_stall_deadline(sock: socket.socket, seconds: float, tls: bool) -> None:
     sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, timeval)
 
 
-def send_all(sock: socket.socket, blocks: Sequence[memoryview], tls: bool, *, more: bool) -> None:
-    """Send every block in order.
-
-    Args:
-        sock: A connected socket.
-        blocks: What to send.
-        tls: Whether the socket encrypts.
-        more: Whether other bytes follow at once, so that a small rest need not travel alone.
+def send_all(sock: socket.socket, blocks: Sequence[memoryview], tls: bool) -> None:
+    """Send every block in order; `tls` says whether the socket encrypts.
 
     Raises:
         OSError: The connection broke, or the peer took nothing for the stall deadline.
     """
     if tls:
-        sock.sendall(b"".join(blocks))
+        for block in _joined(blocks):
+            sock.sendall(block)
         return
     for start in range(0, len(blocks), _BLOCKS_PER_CALL):
         left = list(blocks[start : start + _BLOCKS_PER_CALL])
         while left:
-            sent = sock.sendmsg(left, (), socket.MSG_MORE if more else 0)
+            sent = sock.sendmsg(left)
             left = _without(left, sent)
 
 
@@ -68,9 +61,22 @@ def receive_all(sock: socket.socket, blocks: Sequence[memoryview], tls: bool) ->
             left = _without(left, count)
 
 
+def _joined(blocks: Sequence[memoryview]) -> Iterator[memoryview]:
+    """Yield the same bytes in fewer blocks: every call that encrypts makes records of its own."""
+    small = bytearray()
+    for block in blocks:
+        if len(block) < _JOIN_BYTES:
+            small += block
+            continue
+        yield memoryview(small)
+        small = bytearray()
+        yield block
+    yield memoryview(small)
+
+
 def _receive_block(sock: socket.socket, block: memoryview) -> None:
     while block:
-        count = sock.recv_into(block, len(block), WA)
+        count = sock.recv_into(block)
         if count == 0:
             raise ConnectionResetError("the connection ended early")
         block = block[count:]

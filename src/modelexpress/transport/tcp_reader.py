@@ -13,8 +13,7 @@ from modelexpress.transport.stream import receive_all, set_stall_deadline
 from modelexpress.transport.tcp_protocol import encode_request
 from modelexpress.transport.verdict import ANSWER_BYTES, Verdict, decode_answer, error_of
 
-import os
-AHEAD = int(os.environ.get("AH",3))
+AHEAD = 3
 """Parts that one stream asks for before the first of them has arrived, so that the source never waits."""
 
 

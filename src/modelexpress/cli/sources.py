@@ -1,0 +1,122 @@
+"""`mx sources`: who holds what, and is alive."""
+
+import asyncio
+import dataclasses
+import json
+import time
+from typing import Annotated
+
+import typer
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from modelexpress.cli.options import JsonOption, RegistryOption
+from modelexpress.client import AsyncClient
+from modelexpress.identity import SourceIdentity
+from modelexpress.wire.records import SourceRef, SourceStatus, WorkerRecord
+
+_AT_ONCE = 16
+_COLOURS = {SourceStatus.READY: "green", SourceStatus.INITIALIZING: "yellow", SourceStatus.STALE: "red"}
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Source:
+    """One worker as people see it; `age` in seconds since its last heartbeat."""
+
+    model: str
+    revision: str
+    dtype: str
+    rank: int
+    status: str
+    age: float
+    endpoint: str
+    accelerator: str
+    source_id: str
+    worker_id: str
+    training_step: int | None
+    source_load: float | None
+
+
+def sources(
+    registry: RegistryOption = None,
+    model: Annotated[str | None, typer.Option(help="Only sources of this model.")] = None,
+    everything: Annotated[
+        bool, typer.Option("--all", help="Also those that are starting, stale or withdrawn.")
+    ] = False,
+    limit: Annotated[int, typer.Option(min=1, help="At most so many, the ones heard last first.")] = 1000,
+    as_json: JsonOption = False,
+) -> None:
+    """Show who holds which weights and caches, and when they were last heard."""
+    found = asyncio.run(_fetch(registry, model, None if everything else SourceStatus.READY, limit))
+    found.sort(key=lambda source: (source.model, source.source_id, source.rank, source.worker_id))
+    console = Console()
+    if as_json:
+        # Not through rich, which would wrap the lines.
+        typer.echo(json.dumps({"sources": [dataclasses.asdict(source) for source in found]}, indent=1))
+    elif found:
+        console.print(_table(found))
+    else:
+        console.print("no sources" if everything else "no ready sources; --all shows the others too")
+
+
+async def _fetch(registry: str | None, model: str | None, status: SourceStatus | None, limit: int) -> list[Source]:
+    """Return the workers that the registry lists; endpoints and statuses are only in their records."""
+    gate = asyncio.Semaphore(_AT_ONCE)
+    async with AsyncClient(registry) as client:
+        refs = await client.list_sources(model_name=model, status=status, limit=limit)
+
+        async def get(ref: SourceRef) -> tuple[WorkerRecord, SourceIdentity] | None:
+            async with gate:
+                return await client.get(ref.source_id, ref.worker_id)
+
+        records = await asyncio.gather(*(get(ref) for ref in refs))
+    # A record may be deleted between the two questions.
+    return [_source(ref, *record) for ref, record in zip(refs, records, strict=True) if record is not None]
+
+
+def _source(ref: SourceRef, record: WorkerRecord, identity: SourceIdentity) -> Source:
+    return Source(
+        model=_printable(identity.model_name or identity.mx_source_type.name.lower()),
+        revision=_printable(identity.revision),
+        dtype=_printable(identity.dtype),
+        rank=record.worker_rank,
+        status=record.status.name,
+        age=round(max(time.time() - record.updated_at / 1000, 0.0), 1),
+        endpoint=_printable(record.worker_grpc_endpoint or record.metadata_endpoint),
+        accelerator=_printable(record.accelerator),
+        source_id=ref.source_id,
+        worker_id=_printable(ref.worker_id),
+        training_step=ref.training_step,
+        source_load=ref.source_load,
+    )
+
+
+def _table(found: list[Source]) -> Table:
+    table = Table(box=None, pad_edge=False)
+    for name in ("model", "rank", "status", "heard", "endpoint", "accelerator", "source id", "worker id"):
+        table.add_column(name, justify="right" if name in ("rank", "heard") else "left", overflow="fold")
+    for source in found:
+        table.add_row(
+            Text(source.model),
+            str(source.rank),
+            Text(source.status, style=_COLOURS.get(SourceStatus[source.status], "")),
+            _ago(source.age),
+            Text(source.endpoint or "-"),
+            Text(source.accelerator or "-"),
+            source.source_id,
+            Text(source.worker_id),
+        )
+    return table
+
+
+def _ago(seconds: float) -> str:
+    for unit, length in (("d", 86_400), ("h", 3_600), ("min", 60)):
+        if seconds >= 2 * length:
+            return f"{seconds / length:.0f} {unit} ago"
+    return f"{seconds:.0f} s ago"
+
+
+def _printable(text: str) -> str:
+    """Return text that cannot steer the terminal: anyone may publish, and names may hold escape sequences."""
+    return "".join(letter if letter.isprintable() else "\N{REPLACEMENT CHARACTER}" for letter in text)
