@@ -40,7 +40,7 @@ check: setup
 	$(BIN)/lint-imports
 	$(BIN)/vulture
 	$(BIN)/python scripts/check_tree.py
-	$(BIN)/python scripts/write_docs.py --check
+	$(BIN)/python -m scripts.write_docs --check
 	scripts/check_stubs.sh
 
 format: setup
@@ -51,13 +51,14 @@ proto: setup
 	scripts/generate_stubs.sh
 
 docs: setup
-	$(BIN)/python scripts/write_docs.py
+	$(BIN)/python -m scripts.write_docs
 
 bench: setup
 	$(BIN)/python benchmarks/digest.py
 	$(BIN)/python benchmarks/registry.py
-	$(BIN)/python benchmarks/load.py
-	$(BIN)/python scripts/write_docs.py
+	$(BIN)/python -m benchmarks.transport
+	$(BIN)/python -m benchmarks.load
+	$(BIN)/python -m scripts.write_docs
 
 clean:
 	rm -rf .venv build .demo .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache

@@ -7,16 +7,17 @@ Everything runs on one thread. GB are 10^9 bytes.
 import ctypes
 import json
 import mmap
-import os
-import platform
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
+from rich.console import Console
 
+from modelexpress.cli.figure import Figure, figure_table
+from modelexpress.cli.machine import Machine
 from modelexpress.transfer import digest_numpy
 from modelexpress.transfer.digest import (
     DIGEST_ALGORITHM,
@@ -33,16 +34,6 @@ FRESH = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS  # as allocators ask the kernel fo
 
 Bytes = npt.NDArray[np.uint8]
 Copy = Callable[[Bytes, Bytes], object]
-
-
-@dataclass(frozen=True)
-class Measurement:
-    """One figure in GB/s and, unless it is a limit itself, the fraction of the limit that it reached."""
-
-    name: str
-    gigabytes_per_second: float
-    limit: str = ""
-    ratio: float | None = None
 
 
 def column(*numbers: int) -> npt.NDArray[np.uint64]:
@@ -101,19 +92,19 @@ def one_after_the_other(destination: Bytes, source: Bytes) -> None:
     digest_many(column(destination.ctypes.data), column(source.size))
 
 
-def measure() -> list[Measurement]:
+def measure() -> list[Figure]:
     source = np.random.default_rng(0).integers(0, 256, MEMORY_BYTES, dtype=np.uint8)
     reading, warm, fresh = read_rate(source), warm_rate(memcpy, source), fresh_rate(memcpy, source)
 
-    def compared(name: str, rate: float, limit: str, limit_rate: float) -> Measurement:
-        return Measurement(name, rate, limit, rate / limit_rate)
+    def compared(name: str, rate: float, limit: str, limit_rate: float) -> Figure:
+        return Figure(name, rate, "GB/s", limit, limit_rate)
 
     return [
-        Measurement("read memory", reading),
-        Measurement("memcpy to warm pages", warm),
-        Measurement("memcpy to fresh pages", fresh),
+        Figure("read memory", reading, "GB/s"),
+        Figure("memcpy to warm pages", warm, "GB/s"),
+        Figure("memcpy to fresh pages", fresh, "GB/s"),
         compared("digest from memory", digest_rate(source, 1), "read memory", reading),
-        Measurement("digest from cache", digest_rate(source[:CACHE_BYTES], MEMORY_BYTES // CACHE_BYTES)),
+        Figure("digest from cache", digest_rate(source[:CACHE_BYTES], MEMORY_BYTES // CACHE_BYTES), "GB/s"),
         compared(
             "digest in numpy",
             best_rate(lambda: digest_numpy.digest(source.data), source.size),
@@ -132,31 +123,17 @@ def measure() -> list[Measurement]:
     ]
 
 
-def machine() -> dict[str, str | float | None]:
-    models = [line for line in Path("/proc/cpuinfo").read_text().splitlines() if line.startswith("model name")]
-    return {
-        "processor": models[0].partition(": ")[2] if models else platform.machine(),
-        "cores": os.cpu_count(),
-        "kernel": platform.release(),
-        "python": platform.python_version(),
-        "numpy": np.__version__,
-        "load": round(os.getloadavg()[0], 2),
-    }
-
-
 def main() -> None:
-    on = machine()
-    print(f"{DIGEST_ALGORITHM} in {implementation().name} on {on}, one thread, {MEMORY_BYTES >> 20} MiB")
-    measurements = measure()
-    for each in measurements:
-        ratio = f"{each.ratio:6.0%} of {each.limit}" if each.ratio is not None else ""
-        print(f"{each.name:26} {each.gigabytes_per_second:6.1f} GB/s {ratio}")
+    machine = Machine.this()
+    figures = measure()
+    by = f"{DIGEST_ALGORITHM} in {implementation().name}, one thread, {MEMORY_BYTES >> 20} MiB"
+    Console().print(figure_table(f"{by}, on {machine}", figures))
     report = {
         "algorithm": DIGEST_ALGORITHM,
         "implementation": implementation().name,
-        "machine": on,
+        "machine": asdict(machine),
         "bytes": MEMORY_BYTES,
-        "measurements": [asdict(each) for each in measurements],
+        "figures": [figure.fields() for figure in figures],
     }
     RESULTS.parent.mkdir(exist_ok=True)
     RESULTS.write_text(json.dumps(report, indent=2) + "\n")

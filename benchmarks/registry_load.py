@@ -125,9 +125,7 @@ class Generator:
         self._listed.append(time.perf_counter() - due)
 
     async def _send(self, call: calls.Call[Any]) -> bytes:
-        send: grpc.aio.UnaryUnaryMultiCallable[bytes, bytes] = random.choice(self._channels).unary_unary(
-            call.path
-        )
+        send: grpc.aio.UnaryUnaryMultiCallable[bytes, bytes] = random.choice(self._channels).unary_unary(call.path)
         return await send(call.request, timeout=30)
 
 

@@ -18,6 +18,7 @@ ModelExpressError
 ├── TransportError
 │   ├── TransportUnavailable
 │   ├── AccessDenied
+│   ├── DeviceError
 │   ├── RegionWithdrawn
 │   ├── PeerLost
 │   └── TransferTimeout
@@ -107,6 +108,10 @@ class TransportUnavailable(TransportError):
 
 class AccessDenied(TransportError):
     """The source refused this process: wrong user or wrong lease token."""
+
+
+class DeviceError(TransportError):
+    """The CUDA driver is missing, or refused a call."""
 
 
 class RegionWithdrawn(TransportError):

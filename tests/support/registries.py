@@ -17,6 +17,7 @@ class RegistryProcess:
     def __init__(self, store: str = "memory", listen: str = "127.0.0.1:0", *options: str) -> None:
         self._command = [sys.executable, "-m", "modelexpress.cli", "serve", "--store", store, *options]
         self.address = listen
+        self.metrics = ""
         self.process = self.start()
 
     def start(self) -> subprocess.Popen[str]:
@@ -28,12 +29,20 @@ class RegistryProcess:
         line = self.process.stdout.readline()
         assert line, f"the registry ended with status {self.process.wait(10)}"
         self.address = line.strip().rsplit(" ", 1)[-1]
+        if "--metrics" in self._command:
+            self.metrics = self.process.stdout.readline().strip().rsplit(" ", 1)[-1]
         return self.process
 
     def kill(self) -> None:
         """Kill it as the kernel would."""
         self.process.kill()
         self._reap()
+
+    def stop(self) -> int:
+        """End it as an operator would, and return its exit status."""
+        self.process.terminate()
+        self._reap()
+        return self.process.returncode
 
     def _reap(self) -> None:
         self.process.wait(20)

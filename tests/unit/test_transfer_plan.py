@@ -81,11 +81,6 @@ def test_neighbours_on_both_sides_become_one_run() -> None:
     assert [(run.offset, run.address, run.nbytes) for run in plan.batches[0].runs] == [(0, 7000, 500)]
 
 
-def test_tied_names_travel_once() -> None:
-    manifest = manifest_of([spec("a", 0, 0, 100), spec("b", 0, 0, 100)], (100,), 1 << 20)
-    assert make_plan(manifest, {"a": 4096, "b": 4096}, Ledger(), 1 << 20).nbytes == 100
-
-
 def test_many_tiny_tensors_are_cut_into_batches() -> None:
     manifest = manifest_of([spec(f"t{i}", 0, 2 * i, 1) for i in range(10_000)], (20_000,), 64)
     plan = make_plan(manifest, {f"t{i}": 5000 + i for i in range(10_000)}, Ledger(), 1 << 20)

@@ -14,6 +14,7 @@ from rich.console import Console
 from rich.table import Table
 
 from modelexpress.cli.demo_replica import DISK, PEER
+from modelexpress.cli.ending import clean_up_when_terminated
 from modelexpress.cli.options import JsonOption
 from modelexpress.errors import ModelExpressError
 
@@ -34,6 +35,7 @@ def demo(
 ) -> None:
     """Start a registry and three replicas of one model: the first loads from disk, the others from peers."""
     console = Console(stderr=as_json)
+    clean_up_when_terminated()
     with ExitStack() as stack:
         place = folder or Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="mx-demo-")))
         accounts = _run(place / ("demo-tiny" if tiny else "demo"), tiny, console, stack)
@@ -68,7 +70,11 @@ class _Process:
     def __init__(self, arguments: Sequence[str]) -> None:
         self._name = arguments[0]
         self._child = subprocess.Popen(
-            [sys.executable, "-m", *arguments], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+            [sys.executable, "-m", *arguments],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+            start_new_session=True,  # Ctrl-C reaches this process alone, which ends the others in order
         )
 
     def line(self) -> str:

@@ -65,7 +65,8 @@ def run_replica(folder: Path, registry: str, origin: str) -> None:
     account.facts["logits"] = logits_fingerprint(logits)
     with account.stage("publish"):
         publication = mx.publish(model, identity, registry=registry, files=folder)
-        publication.wait_ready(30)
+        if not publication.wait_ready(30):
+            sys.exit(f"the registry at {registry} did not take the publication within 30 s")
     with publication:
         account.facts["worker_id"] = publication.worker_id
         sys.stdout.write(json.dumps({"origin": origin, "stages": account.stages, **account.facts}) + "\n")

@@ -33,4 +33,5 @@ def progress_bar(what: str) -> Iterator[Callback]:
     try:
         yield advance
     finally:
-        bar.stop()
+        if bar.live.is_started:
+            bar.stop()

@@ -34,15 +34,16 @@ def publish(
     from modelexpress.cli.progress import progress_bar
     from modelexpress.weights.serve_folder import publish_folder
 
-    stop = threading.Event()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, lambda *_: stop.set())
     chosen = _identity(identity) if identity else _folder_identity(folder, name, dtype, revision)
     with progress_bar(f"reading {folder}") as progress:
         publication = publish_folder(folder, chosen, registry=registry, progress=progress)
+    stop = threading.Event()
     with publication:
-        while not publication.wait_ready(0.1) and not stop.is_set():
-            pass
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, lambda *_: stop.set())
+        while not publication.wait_ready(0.1):
+            if stop.is_set():
+                return
         fields = {
             "source_id": publication.source_id,
             "worker_id": publication.worker_id,

@@ -18,9 +18,11 @@ def pull(
     as_json: JsonOption = False,
 ) -> None:
     """Get a complete, loadable checkpoint folder from a peer. It appears when every byte is verified, or not at all."""
+    from modelexpress.cli.ending import clean_up_when_terminated
     from modelexpress.cli.progress import progress_bar
     from modelexpress.weights.pull_folder import pull_folder
 
+    clean_up_when_terminated()
     with progress_bar(f"pulling {model}") as progress:
         report = pull_folder(
             model,

@@ -17,6 +17,7 @@ from modelexpress.identity import SourceIdentity
 from modelexpress.wire.records import SourceRef, SourceStatus, WorkerRecord
 
 _AT_ONCE = 16
+_FILE_WIDTH = 300
 _COLOURS = {SourceStatus.READY: "green", SourceStatus.INITIALIZING: "yellow", SourceStatus.STALE: "red"}
 
 
@@ -51,6 +52,9 @@ def sources(
     found = asyncio.run(_fetch(registry, model, None if everything else SourceStatus.READY, limit))
     found.sort(key=lambda source: (source.model, source.source_id, source.rank, source.worker_id))
     console = Console()
+    if not console.is_terminal:
+        # Nothing to fit into: a row is a line, for grep.
+        console.width = _FILE_WIDTH
     if as_json:
         # Not through rich, which would wrap the lines.
         typer.echo(json.dumps({"sources": [dataclasses.asdict(source) for source in found]}, indent=1))
@@ -93,19 +97,19 @@ def _source(ref: SourceRef, record: WorkerRecord, identity: SourceIdentity) -> S
 
 
 def _table(found: list[Source]) -> Table:
-    table = Table(box=None, pad_edge=False)
-    for name in ("model", "rank", "status", "heard", "endpoint", "accelerator", "source id", "worker id"):
-        table.add_column(name, justify="right" if name in ("rank", "heard") else "left", overflow="fold")
+    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
+    for name in ("model", "rank", "status", "heard", "endpoint", "accelerator", "source id"):
+        number = name in ("rank", "heard")
+        table.add_column(name, justify="right" if number else "left", no_wrap=name != "model", overflow="fold")
     for source in found:
         table.add_row(
             Text(source.model),
             str(source.rank),
-            Text(source.status, style=_COLOURS.get(SourceStatus[source.status], "")),
+            Text(source.status.lower(), style=_COLOURS.get(SourceStatus[source.status], "")),
             _ago(source.age),
             Text(source.endpoint or "-"),
             Text(source.accelerator or "-"),
             source.source_id,
-            Text(source.worker_id),
         )
     return table
 

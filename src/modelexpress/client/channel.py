@@ -22,7 +22,8 @@ _RETRIES = {
                 "initialBackoff": "0.1s",
                 "maxBackoff": "1.5s",
                 "backoffMultiplier": 2.5,
-                "retryableStatusCodes": ["UNAVAILABLE"],
+                # CANCELLED is what a stopping server answers to calls that it has not begun.
+                "retryableStatusCodes": ["UNAVAILABLE", "CANCELLED"],
             },
         }
     ]

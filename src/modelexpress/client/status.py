@@ -51,7 +51,7 @@ def registry_error(code: grpc.StatusCode, details: str, address: str, timeout: f
             )
         case Failure.UNREACHABLE:
             return RegistryUnreachable(
-                f"no registry answers at {address} ({details}): start one with `mx serve`, or name another "
+                f"no registry is available at {address} ({details}): start one with `mx serve`, or name another "
                 "in MODEL_EXPRESS_URL"
             )
         case Failure.OTHER_PROTOCOL:

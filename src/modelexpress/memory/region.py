@@ -11,21 +11,23 @@ _view_of = ctypes.PYFUNCTYPE(ctypes.py_object, ctypes.c_void_p, ctypes.c_ssize_t
 
 @dataclass(frozen=True)
 class Region:
-    """A contiguous range of this process's host memory.
+    """A contiguous range of this process's memory.
 
     Args:
         address: Virtual address of the first byte.
         nbytes: Size in bytes.
         descriptor: File descriptor behind the range, or None where it is ordinary memory. Byte 0 of the file is
             byte 0 of the region.
+        device: Ordinal of the CUDA device whose memory it is; None for host memory.
     """
 
     address: int
     nbytes: int
     descriptor: int | None = None
+    device: int | None = None
 
     def view(self) -> memoryview:
-        """Return the bytes of the region; it must stay mapped while the view is used."""
+        """Return the bytes of a region in host memory; it must stay mapped while the view is used."""
         return memory_view(self.address, self.nbytes)
 
 

@@ -26,10 +26,13 @@ logger = logging.getLogger(__name__)
 _COURTESY = 1.0
 """Seconds for calls that only help the source: a frozen one must not hold up its reader."""
 _MOST_FILE_BYTES = 256 << 20
+_SHORTEST_REPORT = 0.05
 _OPTIONS = (
     ("grpc.max_receive_message_length", 64 << 20),
     ("grpc.initial_reconnect_backoff_ms", 100),
     ("grpc.max_reconnect_backoff_ms", 1000),
+    # The transports go directly, so a proxy that lets these calls through would only help until then.
+    ("grpc.enable_http_proxy", 0),
 )
 
 
@@ -54,12 +57,17 @@ class PeerClient:
             SourceGone: Another worker answers there, or it holds this material no longer.
             SourceBusy: It has as many readers as it accepts.
             PeerUnreachable: Nobody answers there.
+            ManifestInvalid: It grants what no honest source would.
         """
         request = peer_pb2.AcquireLeaseRequest(
             source_id=source_id, worker_id=worker_id, reader_id=reader_id, reader_host=reader_host
         )
         with calling(self.address):
-            return grant_from_message(self._stub.AcquireLease(request, timeout=self._timeout))
+            answer = self._stub.AcquireLease(request, timeout=self._timeout)
+        try:
+            return grant_from_message(answer)
+        except MessageInvalid as error:
+            raise ManifestInvalid(f"worker {self.address} granted a lease that is no use: {error}") from error
 
     def manifest(self, grant: LeaseGrant) -> Manifest:
         """Read the whole manifest.
@@ -74,7 +82,7 @@ class PeerClient:
         try:
             with calling(self.address):
                 pages = self._stub.ReadManifest(request, timeout=10 * self._timeout)
-                tensors, digests = read_pages(pages)
+                tensors, digests = read_pages(pages, head)
             return Manifest(
                 Scope(head.scope),
                 head.chunk_bytes,
@@ -164,7 +172,7 @@ class HeldLease:
             logger.debug("lease not released, it will expire: %s", gone)
 
     def _report(self) -> None:
-        interval = min(1.0, self.grant.ttl_seconds / 4)
+        interval = min(1.0, max(self.grant.ttl_seconds / 4, _SHORTEST_REPORT))
         while not self._stop.wait(interval):
             try:
                 self._client.report(self.grant.lease_id, self.verified_bytes)

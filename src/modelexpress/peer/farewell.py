@@ -4,6 +4,8 @@ import atexit
 import os
 import signal
 import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from types import FrameType
 from typing import Protocol
 
@@ -16,6 +18,8 @@ class Closable(Protocol):
 
 
 _open: dict[int, Closable] = {}
+_blocks: list[None] = []
+_put_off: set[int] = set()
 
 
 def close_at_exit(thing: Closable) -> None:
@@ -34,6 +38,25 @@ def closed(thing: Closable) -> None:
     _open.pop(id(thing), None)
 
 
+@contextmanager
+def undisturbed() -> Iterator[None]:
+    """Put the farewell of a SIGTERM off until the block ends.
+
+    For closing on the main thread: the handler would run in the middle of it, and wait for a farewell that waits
+    for the locks that closing holds.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    _blocks.append(None)
+    try:
+        yield
+    finally:
+        _blocks.pop()
+        if _put_off and not _blocks:
+            signal.raise_signal(_put_off.pop())
+
+
 @atexit.register
 def _close_all() -> None:
     while _open:
@@ -47,6 +70,9 @@ def _watch_sigterm() -> None:
         return
 
     def terminate(number: int, frame: FrameType | None) -> None:
+        if _blocks:
+            _put_off.add(number)
+            return
         # On a thread: the main thread may hold, at this very instruction, a lock that closing needs.
         closer = threading.Thread(target=_close_all, name="mx-farewell")
         closer.start()

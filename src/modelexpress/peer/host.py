@@ -33,6 +33,11 @@ def is_loopback(host: str) -> bool:
         return False
 
 
+def endpoint(host: str, port: int) -> str:
+    """Return HOST:PORT, with brackets around an IPv6 address."""
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+
+
 def reachable_host(registry: str, configured: str) -> str:
     """Return the host that a worker tells others to reach it under.
 
@@ -44,7 +49,7 @@ def reachable_host(registry: str, configured: str) -> str:
         ConfigurationError: The registry's host name is unknown.
     """
     if configured:
-        return configured
+        return configured.strip("[]")
     host, _, port = registry.rpartition(":")
     host = host.strip("[]")
     if is_loopback(host):

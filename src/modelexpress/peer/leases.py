@@ -23,6 +23,7 @@ class Lease:
     started: float = field(default_factory=time.monotonic)
     heard: float = field(default_factory=time.monotonic)
     verified_bytes: int = 0
+    cancel_stream: Callable[[], object] | None = None
 
 
 class LeaseTable:
@@ -70,6 +71,24 @@ class LeaseTable:
             lease.heard = time.monotonic()
             return lease
 
+    @contextmanager
+    def streaming(self, lease_id: str, cancel: Callable[[], object]) -> Iterator[Lease]:
+        """Yield a running lease while an answer is streamed to its reader; `cancel` is called if the lease ends.
+
+        Raises:
+            LeaseExpired: It ended, or never was.
+            SourceBusy: Another answer is being streamed: a reader that takes none must not hold every thread.
+        """
+        lease = self.get(lease_id)
+        with self._lock:
+            if lease.cancel_stream is not None:
+                raise SourceBusy("this lease reads something already: one stream at a time")
+            lease.cancel_stream = cancel
+        try:
+            yield lease
+        finally:
+            lease.cancel_stream = None
+
     def release(self, lease_id: str) -> None:
         """End a lease; one that has ended already is ignored."""
         with self._ending() as gone:
@@ -86,6 +105,7 @@ class LeaseTable:
 
     def readers(self, source_id: str = "") -> list[ReaderStatus]:
         """Return how far each reader is, of one material or of all."""
+        self.expire()
         now = time.monotonic()
         with self._lock:
             return [
@@ -113,4 +133,6 @@ class LeaseTable:
             yield gone
         for lease in gone:
             if lease is not None:
+                if (cancel := lease.cancel_stream) is not None:
+                    cancel()
                 self._ended(lease)

@@ -1,15 +1,16 @@
 """A publication: one material kept in the registry as long as it is offered here."""
 
 import logging
+import os
 import random
 import threading
 from enum import Enum
 from types import TracebackType
 from typing import Protocol, Self
 
-from modelexpress.errors import RegistryError
+from modelexpress.errors import ModelExpressError
 from modelexpress.identity import SourceIdentity
-from modelexpress.peer.farewell import Closable
+from modelexpress.peer.farewell import Closable, undisturbed
 from modelexpress.peer.server import WorkerServer
 from modelexpress.wire.records import ReaderStatus, SourceStatus, WorkerRecord
 
@@ -77,8 +78,11 @@ class Publication:
         self._identity = identity
         self._record = record
         self._interval = heartbeat_interval
+        self._owner = os.getpid()
+        self._recorded = False
         self._stop = threading.Event()
         self._ready = threading.Event()
+        self._closed = threading.Event()
         self._along: list[Closable] = []
         self._thread = threading.Thread(target=self._keep, name="mx-publication", daemon=True)
         self._thread.start()
@@ -104,15 +108,20 @@ class Publication:
         self._along.append(thing)
 
     def close(self) -> None:
-        """Tell the registry, then withdraw the material. Closing twice is allowed."""
-        if self._stop.is_set():
+        """Tell the registry, then withdraw the material. Closing twice is allowed, and nothing in a forked child.
+
+        Every step may be done twice: on SIGTERM another thread closes what this one is in the middle of closing.
+        """
+        if self._closed.is_set() or os.getpid() != self._owner:
             return
-        self._stop.set()
-        self._thread.join()
-        self._withdraw()
-        self._server.shelf.remove(self.source_id)
-        for thing in self._along:
-            thing.close()
+        with undisturbed():
+            self._stop.set()
+            self._thread.join()
+            self._withdraw()
+            self._server.shelf.remove(self.source_id)
+            while self._along:
+                self._along.pop().close()
+            self._closed.set()
 
     def __enter__(self) -> Self:
         return self
@@ -123,14 +132,16 @@ class Publication:
         self.close()
 
     def _keep(self) -> None:
-        retry = _FIRST_RETRY
+        retry, said = _FIRST_RETRY, ""
         while not self._stop.is_set():
             try:
                 self._publish_or_beat()
-                retry = _FIRST_RETRY
+                retry, said = _FIRST_RETRY, ""
                 self._stop.wait(self._interval)
-            except RegistryError as error:
-                logger.warning("source %s is not in the registry yet, trying on: %s", self.source_id, error)
+            except ModelExpressError as error:
+                level = logging.DEBUG if str(error) == said else logging.WARNING
+                said = str(error)
+                logger.log(level, "the registry cannot be told of source %s, trying on: %s", self.source_id, said)
                 # Random, so that a fleet does not fall upon a registry that comes back.
                 self._stop.wait(retry * random.uniform(0.5, 1.0))
                 retry = min(2 * retry, _LAST_RETRY, self._interval)
@@ -142,16 +153,18 @@ class Publication:
             return
         self._ready.clear()
         self._registry.publish(self._identity, self._record)
+        self._recorded = True
         self._update(SourceStatus.READY, float(len(leases)))
         self._ready.set()
         logger.info("source %s is ready as worker %s at %s", self.source_id, self.worker_id, self.endpoint)
 
     def _withdraw(self) -> None:
-        if not self._ready.is_set():
+        if not self._recorded:
             return
         try:
             self._update(SourceStatus.STALE, None)
-        except RegistryError as error:
+            self._recorded = False
+        except ModelExpressError as error:
             logger.warning("the registry was not told that %s is gone, it will notice: %s", self.source_id, error)
 
     def _update(self, status: SourceStatus, load: float | None) -> bool:

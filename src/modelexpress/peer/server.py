@@ -9,21 +9,26 @@ from typing import Self
 import grpc
 
 from modelexpress.errors import ConfigurationError
+from modelexpress.peer.host import endpoint
 from modelexpress.peer.services import PeerService, WorkerService
-from modelexpress.peer.shelf import Shelf
+from modelexpress.peer.shelf import LEASE_TTL, MOST_LEASES, Shelf
 from modelexpress.transport import Transport
 from modelexpress.wire import p2p_pb2_grpc, peer_pb2_grpc
 
 logger = logging.getLogger(__name__)
 
-_THREADS = 4
-_CALLS = 64
+# Each lease may stream one answer, and a stream holds a thread for as long as its reader takes: the others are for
+# calls that are short. Threads are started when they are needed.
+_CALLS = MOST_LEASES + 32
 _OPTIONS = (
     # Two workers must never share a port: readers would reach either at random.
     ("grpc.so_reuseport", 0),
     # Requests are small; manifests are large answers.
     ("grpc.max_receive_message_length", 64 << 10),
     ("grpc.max_send_message_length", 256 << 20),
+    # Connections that say nothing are dropped: at first, and later when they make no calls.
+    ("grpc.server_handshake_timeout_ms", 10_000),
+    ("grpc.max_connection_idle_ms", 300_000),
 )
 
 
@@ -35,16 +40,25 @@ class WorkerServer:
         transports: What the materials are opened on; closed with the server.
         host: The address to bind.
         port: The port to bind; when it is taken, a free one is used and a warning says so. 0: any free one.
+        lease_ttl: Seconds that a lease outlives the last word of its reader.
 
     Raises:
         ConfigurationError: The address cannot be bound.
     """
 
-    def __init__(self, worker_id: str, transports: Sequence[Transport], host: str = "127.0.0.1", port: int = 0) -> None:
-        self.shelf = Shelf(worker_id, transports)
+    def __init__(
+        self,
+        worker_id: str,
+        transports: Sequence[Transport],
+        host: str = "127.0.0.1",
+        port: int = 0,
+        *,
+        lease_ttl: float = LEASE_TTL,
+    ) -> None:
+        self.shelf = Shelf(worker_id, transports, lease_ttl)
         self._transports = tuple(transports)
         self._server = grpc.server(
-            ThreadPoolExecutor(_THREADS, thread_name_prefix="mx-worker"),
+            ThreadPoolExecutor(_CALLS, thread_name_prefix="mx-worker"),
             options=_OPTIONS,
             maximum_concurrent_rpcs=_CALLS,
         )
@@ -81,7 +95,7 @@ class WorkerServer:
 
 def _bind(server: grpc.Server, host: str, port: int) -> int:
     try:
-        return server.add_insecure_port(f"{host}:{port}")
+        return server.add_insecure_port(endpoint(host, port))
     except RuntimeError as error:
         if port == 0:
             raise ConfigurationError(f"the worker server cannot listen on {host}: {error}") from error

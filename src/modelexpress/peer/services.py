@@ -28,15 +28,15 @@ class PeerService(peer_pb2_grpc.PeerServiceServicer):
     def ReadManifest(  # noqa: N802
         self, request: peer_pb2.ReadManifestRequest, context: grpc.ServicerContext
     ) -> Iterator[peer_pb2.ManifestPage]:
-        with answering(context):
-            manifest = self._shelf.leased(request.lease_id).manifest
+        with answering(context), self._shelf.leases.streaming(request.lease_id, context.cancel) as lease:
+            manifest = self._shelf.material(lease.source_id).manifest
             yield from manifest_pages(manifest.tensors, manifest.digests, manifest.chunk_starts)
 
     def ReadFile(  # noqa: N802
         self, request: peer_pb2.ReadFileRequest, context: grpc.ServicerContext
     ) -> Iterator[peer_pb2.FileBlock]:
-        with answering(context):
-            files = self._shelf.leased(request.lease_id).files
+        with answering(context), self._shelf.leases.streaming(request.lease_id, context.cancel) as lease:
+            files = self._shelf.material(lease.source_id).files
             if request.path not in files:
                 raise SourceGone(f"this material has no file '{request.path[:200]}'")
             yield from file_blocks(files[request.path])

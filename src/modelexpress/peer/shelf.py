@@ -78,14 +78,6 @@ class Shelf:
         """
         return self._offer(source_id).material
 
-    def leased(self, lease_id: str) -> Material:
-        """Return the material that a lease is for.
-
-        Raises:
-            LeaseExpired: The lease has ended.
-        """
-        return self.material(self.leases.get(lease_id).source_id)
-
     def lease(self, source_id: str, reader_id: str, reader_host: str) -> LeaseGrant:
         """Let a reader in.
 

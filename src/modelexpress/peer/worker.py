@@ -1,17 +1,20 @@
 """A worker: what runs beside an engine to make its process a source of any number of materials."""
 
+import os
 from collections.abc import Sequence
 from types import TracebackType
 from typing import Self
 
 from modelexpress.client import Client
-from modelexpress.peer.farewell import close_at_exit, closed
-from modelexpress.peer.host import host_id, is_loopback, new_worker_id, reachable_host
+from modelexpress.errors import ConfigurationError
+from modelexpress.peer.farewell import close_at_exit, closed, undisturbed
+from modelexpress.peer.host import endpoint, host_id, is_loopback, new_worker_id, reachable_host
 from modelexpress.peer.material import Material
 from modelexpress.peer.publication import Publication
 from modelexpress.peer.server import WorkerServer
 from modelexpress.settings import Settings
 from modelexpress.transport import Transport, available
+from modelexpress.wire.p2p import identity_to_message
 from modelexpress.wire.records import SourceStatus, WorkerRecord
 
 HOST_TOPOLOGY = "modelexpress/host"
@@ -46,13 +49,15 @@ class Worker:
         self.worker_id = new_worker_id()
         self._settings = settings
         self._host = reachable_host(registry, settings.worker_host)
-        bind = self._host if is_loopback(self._host) else "0.0.0.0"
+        everywhere = "::" if ":" in self._host else "0.0.0.0"
+        bind = self._host if is_loopback(self._host) else everywhere
         port = settings.worker_grpc_port and settings.worker_grpc_port + device
         if transports is None:
             transports = available(settings, host=bind, advertised_host=self._host).transports
         self._server = WorkerServer(self.worker_id, transports, bind, port)
         self._client = Client(registry)
         self._publications: list[Publication] = []
+        self._owner = os.getpid()
         close_at_exit(self)
 
     @property
@@ -64,15 +69,19 @@ class Worker:
         """Offer a material, and keep it in the registry until the publication is closed.
 
         Raises:
-            ConfigurationError: This worker offers one under the same identity.
+            ConfigurationError: This worker offers one under the same identity, or is closed.
+            IdentityError: The protocol cannot carry the identity.
             TransportUnavailable: No transport can offer its memory.
         """
+        if self.port is None:
+            raise ConfigurationError(f"worker {self.worker_id} is closed: make a new one")
+        identity_to_message(material.identity)  # else only the publication's thread would find out
         self._server.shelf.add(material)
         record = WorkerRecord(
             worker_id=self.worker_id,
             worker_rank=material.rank,
             status=SourceStatus.INITIALIZING,
-            worker_grpc_endpoint=f"{self._host}:{self.port}",
+            worker_grpc_endpoint=endpoint(self._host, self.port),
             accelerator=material.accelerator,
             topology={HOST_TOPOLOGY: host_id()},
         )
@@ -83,12 +92,15 @@ class Worker:
         return publication
 
     def close(self) -> None:
-        """Withdraw every publication and stop the server. Closing twice is allowed."""
-        closed(self)
-        for publication in self._publications:
-            publication.close()
-        self._server.close()
-        self._client.close()
+        """Withdraw every publication and stop the server. Closing twice is allowed, and nothing in a forked child."""
+        if os.getpid() != self._owner:
+            return
+        with undisturbed():
+            for publication in self._publications:
+                publication.close()
+            self._server.close()
+            self._client.close()
+            closed(self)
 
     def __enter__(self) -> Self:
         return self

@@ -104,6 +104,8 @@ class Registry:
             StoreError: The store cannot be opened.
         """
         options = self._options
+        if not options.listen.startswith("unix:"):
+            split_address(options.listen)
         require_protection(
             options.listen,
             token=options.token_file is not None,

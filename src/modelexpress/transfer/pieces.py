@@ -24,11 +24,13 @@ Pieces = npt.NDArray[np.void]
 
 
 def cut(manifest: Manifest, addresses: Mapping[str, int]) -> Pieces:
-    """Return every chunk of every tensor in `addresses`, ordered by region and offset, each once.
+    """Return every chunk of every tensor in `addresses`, in the order of the manifest.
+
+    Publishers list their tensors in the order of their memory, so that is the order of the memory, too.
 
     Args:
         manifest: The source's manifest; it lists every name in `addresses`.
-        addresses: Where each tensor's bytes go in this process.
+        addresses: Where each tensor's bytes go in this process; tied tensors are named once.
     """
     positions = np.fromiter((manifest.index[name] for name in addresses), np.int64, len(addresses))
     base = np.fromiter(addresses.values(), np.uint64, len(addresses))
@@ -46,7 +48,7 @@ def cut(manifest: Manifest, addresses: Mapping[str, int]) -> Pieces:
     pieces["address"] = base[owner] + start.astype(np.uint64)
     pieces["nbytes"] = np.minimum(sizes[owner] - start, manifest.chunk_bytes)
     pieces["digest"] = manifest.digests[manifest.chunk_starts[pieces["tensor"]] + chunk]
-    return _unique(pieces[np.lexsort((pieces["address"], pieces["offset"], pieces["region"]))])
+    return pieces[np.lexsort((pieces["chunk"], pieces["tensor"]))]
 
 
 def overlapping(pieces: Pieces) -> npt.NDArray[np.bool_]:
@@ -64,13 +66,3 @@ def overlapping(pieces: Pieces) -> npt.NDArray[np.bool_]:
     result = np.zeros(len(pieces), bool)
     result[order] = shares
     return result
-
-
-def _unique(pieces: Pieces) -> Pieces:
-    """Drop pieces that go from the same place to the same place: tied weights travel once."""
-    if len(pieces) < 2:
-        return pieces
-    same = np.ones(len(pieces) - 1, bool)
-    for column in ("region", "offset", "address", "nbytes"):
-        same &= pieces[column][1:] == pieces[column][:-1]
-    return pieces[np.concatenate(([True], ~same))]

@@ -32,7 +32,7 @@ class Batch:
 
 @dataclass(frozen=True)
 class Plan:
-    """What will be copied: batches in the order of the source's memory.
+    """What will be copied: batches in the order of the manifest.
 
     `kept_bytes` are those that an earlier source delivered and this one vouches for, too.
     """

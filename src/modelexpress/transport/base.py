@@ -75,7 +75,11 @@ class Reader(ABC):
 
     @abstractmethod
     def read(self, runs: Sequence[Run]) -> Transfer:
-        """Start copying `runs` and return at once. The destinations must stay alive until the transfer is done."""
+        """Start copying `runs` and return at once.
+
+        The destinations must stay alive until the transfer is done or the reader is closed. When a run leaves its
+        region, nothing is copied and `wait` raises RegionWithdrawn.
+        """
 
     @abstractmethod
     def close(self) -> None:
@@ -141,6 +145,7 @@ class Transport(ABC):
             AccessDenied: The source refused this process or the token.
             RegionWithdrawn: The export was closed.
             PeerLost: The source is gone.
+            TransferTimeout: The source did not answer within the stall deadline.
         """
 
     @abstractmethod

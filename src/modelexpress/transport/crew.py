@@ -24,16 +24,29 @@ class Part:
     nbytes: int
 
 
+def out_of_range(runs: Sequence[Run], region_bytes: Sequence[int]) -> str | None:
+    """Return which run leaves its region, with the numbers; None when every byte is within."""
+    for run in runs:
+        if not 0 <= run.region < len(region_bytes):
+            return f"region {run.region} was asked for; the source offers {len(region_bytes)}"
+        size = region_bytes[run.region]
+        if run.offset < 0 or run.nbytes < 0 or run.offset + run.nbytes > size:
+            return f"region {run.region} has {size} bytes; {run.nbytes} at {run.offset} were asked for"
+    return None
+
+
 class Crew:
     """A queue of parts, and the threads that take them; they start with the first transfer.
 
     Args:
         name: Prefix of the threads' names.
+        region_bytes: Size of each region; no run may leave them.
         workers: What each thread runs. A worker takes parts until `take` returns None, and reports them with
             `land`, or `fail`s.
     """
 
-    def __init__(self, name: str, workers: Sequence[Callable[[], None]]) -> None:
+    def __init__(self, name: str, region_bytes: Sequence[int], workers: Sequence[Callable[[], None]]) -> None:
+        self._region_bytes = region_bytes
         self._changed = threading.Condition()
         self._queue: deque[Part] = deque()
         self._transfers: set[PendingTransfer] = set()
@@ -46,9 +59,9 @@ class Crew:
         ]
 
     def submit(self, runs: Sequence[Run]) -> PendingTransfer:
-        """Return the transfer that copies `runs`; empty runs are dropped."""
+        """Return the transfer that copies `runs`; if one of them is out of range, nothing is copied."""
         transfer = PendingTransfer(sum(run.nbytes for run in runs))
-        if (problem := _impossible(runs)) is not None:
+        if (problem := out_of_range(runs, self._region_bytes)) is not None:
             transfer.fail(RegionWithdrawn(problem))
         with self._changed:
             if self._end is not None:
@@ -116,13 +129,6 @@ class Crew:
         if transfer.done():
             with self._changed:
                 self._transfers.discard(transfer)
-
-
-def _impossible(runs: Sequence[Run]) -> str | None:
-    for run in runs:
-        if run.region < 0 or run.offset < 0 or run.nbytes < 0:
-            return f"region {run.region}, offset {run.offset}, {run.nbytes} bytes: none may be negative"
-    return None
 
 
 def _cut(runs: Sequence[Run]) -> Iterator[tuple[tuple[Run, ...], int]]:

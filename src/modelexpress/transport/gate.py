@@ -3,7 +3,7 @@
 import hmac
 import threading
 
-from modelexpress.transport.server import Connection
+from modelexpress.transport.server import GOODBYE_SECONDS, Connection
 from modelexpress.transport.verdict import Verdict
 
 
@@ -11,7 +11,7 @@ class Gate:
     """Lets connections in by token and ends them when the token, or the whole export, goes."""
 
     def __init__(self) -> None:
-        self._lock = threading.Lock()
+        self._lock = threading.Condition()
         self._tokens: set[bytes] = set()
         self._admitted: dict[Connection, bytes] = {}
         self._closed = False
@@ -33,28 +33,29 @@ class Gate:
             return Verdict.GRANTED
 
     def leave(self, connection: Connection) -> None:
-        """Forget a connection that has ended."""
+        """Forget a connection that touches the memory no more."""
         with self._lock:
             self._admitted.pop(connection, None)
+            self._lock.notify_all()
 
     def revoke(self, token: str) -> None:
-        """Refuse `token` from now on, and return when its connections have ended."""
+        """Refuse `token` from now on, and return when its connections have left."""
         secret = token.encode()
         with self._lock:
             self._tokens.discard(secret)
-            ending = [connection for connection, shown in self._admitted.items() if shown == secret]
-        _end(ending, Verdict.DENIED)
+            self._end([each for each, shown in self._admitted.items() if shown == secret], Verdict.DENIED)
 
     def close(self) -> None:
-        """Refuse everybody from now on, and return when every connection has ended."""
+        """Refuse everybody from now on, and return when every connection has left."""
         with self._lock:
             self._closed = True
-            ending = list(self._admitted)
-        _end(ending, Verdict.WITHDRAWN)
+            self._end(list(self._admitted), Verdict.WITHDRAWN)
 
-
-def _end(connections: list[Connection], verdict: Verdict) -> None:
-    for connection in connections:
-        connection.end(verdict)
-    for connection in connections:
-        connection.join()
+    def _end(self, connections: list[Connection], verdict: Verdict) -> None:
+        """Ask connections to leave; one whose reader does not take what is on its way is cut."""
+        for connection in connections:
+            connection.end(verdict)
+        if not self._lock.wait_for(lambda: self._admitted.keys().isdisjoint(connections), GOODBYE_SECONDS):
+            for connection in self._admitted.keys() & set(connections):
+                connection.cut()
+            self._lock.wait_for(lambda: self._admitted.keys().isdisjoint(connections))

@@ -1,4 +1,4 @@
-"""The transport `local`: source and target on one host; the target maps the source's memory and copies."""
+"""The transport `local`: source and target on one host; the source passes descriptors of its memory."""
 
 import os
 import socket
@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from contextlib import ExitStack
 from pathlib import Path
 
-from modelexpress.errors import AccessDenied, PeerLost, TransportUnavailable
+from modelexpress.errors import AccessDenied, PeerLost, TransferTimeout, TransportUnavailable
 from modelexpress.memory import Region
 from modelexpress.transport.base import Export, LinkLimit, Reader, Transport
 from modelexpress.transport.fork import closed_in_children
@@ -16,11 +16,11 @@ from modelexpress.transport.greeting import Greeting, greet
 from modelexpress.transport.limits import copy_limit
 from modelexpress.transport.local_descriptor import MAX_REGIONS, LocalDescriptor, boot_id
 from modelexpress.transport.local_reader import LocalReader, copy_threads
-from modelexpress.transport.mapping import MappedRegion, unsafe
-from modelexpress.transport.passing import BATCH, read_only, receive_batch, send_descriptors
+from modelexpress.transport.passing import close_all, read_only, receive_descriptors, send_descriptors, unfit
 from modelexpress.transport.reception import Reception, ServedExport
 from modelexpress.transport.runtime_directory import listen_privately
 from modelexpress.transport.server import GREETING_SECONDS, Connection
+from modelexpress.transport.stream import set_stall_deadline
 from modelexpress.transport.verdict import Verdict, encode_answer
 
 _CREDENTIALS = struct.Struct("iII")  # struct ucred: pid, uid, gid
@@ -73,12 +73,13 @@ class LocalTransport(Transport):
             raise TransportUnavailable(reason)
         with ExitStack() as undo:
             sock = undo.enter_context(closed_in_children(socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)))
-            sock.settimeout(self._stall_timeout)
+            # Waits for room in the queue of a busy source; a socket with a timeout of Python's would not.
+            set_stall_deadline(sock, self._stall_timeout, tls=False)
             _connect(sock, source.path)
             greet(sock, Greeting(bytes.fromhex(source.export), token.encode()), self._stall_timeout)
-            regions = _map_all(sock, source.region_bytes, undo)
+            descriptors = receive_descriptors(sock, source.region_bytes)
             undo.pop_all()
-        return LocalReader(sock, regions, self._threads)
+        return LocalReader(sock, descriptors, source.region_bytes, self._threads)
 
     def limit(self, descriptor: bytes) -> LinkLimit | None:
         return copy_limit()
@@ -136,20 +137,17 @@ class _LocalExport(ServedExport):
         send_descriptors(connection.sock, self._descriptors)
         # A reader has nothing more to say: the next thing that arrives is that it is gone.
         connection.wait_readable()
-        if connection.verdict is not None:
-            connection.sock.sendall(encode_answer(connection.verdict))
 
     def release(self) -> None:
-        while self._descriptors:
-            os.close(self._descriptors.pop())
+        close_all(self._descriptors)
 
 
 def _shareable(number: int, region: Region) -> int:
     """Return a read-only descriptor of a region's memory."""
     if region.descriptor is None:
         raise TransportUnavailable(f"region {number} is ordinary memory; put its tensors into a HostArena")
-    if (problem := unsafe(region.descriptor, region.nbytes)) is not None:
-        raise TransportUnavailable(f"region {number} cannot be mapped by others: {problem}")
+    if (problem := unfit(region.descriptor, region.nbytes)) is not None:
+        raise TransportUnavailable(f"region {number} cannot be read by others: {problem}")
     try:
         return read_only(region.descriptor)
     except OSError as error:
@@ -172,25 +170,12 @@ def _connect(sock: socket.socket, path: str) -> None:
         sock.connect(path)
     except ConnectionRefusedError as error:
         raise PeerLost("the source's process has ended") from error
+    except BlockingIOError as error:
+        raise TransferTimeout("the source does not accept connections; is its process stopped?") from error
     except (OSError, ValueError) as error:
         raise TransportUnavailable(f"the source's socket cannot be reached: {error}") from error
     if (uid := _peer_uid(sock)) != os.geteuid():
         raise TransportUnavailable(f"the source runs as user {uid}, this process as {os.geteuid()}")
-
-
-def _map_all(sock: socket.socket, region_bytes: Sequence[int], undo: ExitStack) -> list[MappedRegion]:
-    """Receive and map every region; `undo` unmaps what was mapped when something fails."""
-    regions: list[MappedRegion] = []
-    for start in range(0, len(region_bytes), BATCH):
-        sizes = region_bytes[start : start + BATCH]
-        try:
-            with receive_batch(sock, len(sizes)) as descriptors:
-                for descriptor, nbytes in zip(descriptors, sizes, strict=True):
-                    regions.append(MappedRegion(descriptor, nbytes))
-                    undo.callback(regions[-1].close)
-        except OSError as error:
-            raise PeerLost(f"the source did not hand over its memory: {error}") from error
-    return regions
 
 
 def _remove(path: Path, owner: int) -> None:

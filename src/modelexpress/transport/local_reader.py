@@ -1,14 +1,15 @@
-"""The target's side of `local`: mapped regions, and threads that copy out of them."""
+"""The target's side of `local`: threads that copy from the source's memory straight into the destinations."""
 
-import ctypes
 import os
 import socket
 from collections.abc import Sequence
 
-from modelexpress.errors import PeerLost, RegionWithdrawn, TransportError
+from modelexpress.errors import PeerLost, TransportError
+from modelexpress.memory import memory_view
 from modelexpress.transport.base import Reader, Run, Transfer
 from modelexpress.transport.crew import Crew
-from modelexpress.transport.mapping import MappedRegion
+from modelexpress.transport.pages import PIECE_BYTES, make_ready
+from modelexpress.transport.passing import close_all
 from modelexpress.transport.verdict import ANSWER_BYTES, decode_answer, error_of
 
 
@@ -18,22 +19,27 @@ def copy_threads() -> int:
 
 
 class LocalReader(Reader):
-    """Copies out of the mapped memory of a source.
+    """Copies out of the memory of a source, by its descriptors.
+
+    The kernel copies between the pages of both processes (preadv), which needs no mapping: setting one up page by
+    page costs more than reading does, it would count as memory of the target, and a source that shrinks its memory
+    could kill the target through it.
 
     The connection stays open and silent: a source that withdraws its memory says so on it. One that dies leaves
     its memory as it was, so what is on its way is finished.
 
     Args:
         sock: The connection on which the source let this reader in.
-        regions: The mapped regions, owned by the reader from now on.
+        descriptors: The regions; both are owned by the reader from now on.
+        region_bytes: Their sizes.
         threads: How many threads copy.
     """
 
-    def __init__(self, sock: socket.socket, regions: Sequence[MappedRegion], threads: int) -> None:
+    def __init__(self, sock: socket.socket, descriptors: list[int], region_bytes: Sequence[int], threads: int) -> None:
         self._sock = sock
         self._sock.setblocking(False)
-        self._regions = regions
-        self._crew = Crew("mx-local-copy", [self._work] * threads)
+        self._descriptors = descriptors
+        self._crew = Crew("mx-local-copy", region_bytes, [self._work] * threads)
 
     def read(self, runs: Sequence[Run]) -> Transfer:
         return self._crew.submit(runs)
@@ -42,30 +48,23 @@ class LocalReader(Reader):
         self._crew.close()
         self._crew.join()
         self._sock.close()
-        for region in self._regions:
-            region.close()
+        close_all(self._descriptors)
 
     def _work(self) -> None:
         while (part := self._crew.take(block=True)) is not None:
-            if (problem := self._out_of_range(part.runs)) is not None:
-                self._crew.refuse(part, RegionWithdrawn(problem))
-                continue
-            for run in part.runs:
-                ctypes.memmove(run.address, self._regions[run.region].address + run.offset, run.nbytes)
-            # Asked after the copy: what was copied before the source withdrew its memory is what it offered.
-            if (ended := self._ended()) is not None:
+            try:
+                for run in part.runs:
+                    _copy(self._descriptors[run.region], run)
+                # Asked after the copy: what was copied before the source withdrew its memory is what it offered.
+                ended = self._ended()
+            except OSError as error:
+                ended = PeerLost(f"the source's memory cannot be read: {error}")
+            except TransportError as error:
+                ended = error
+            if ended is not None:
                 self._crew.fail(ended)
             else:
                 self._crew.land(part)
-
-    def _out_of_range(self, runs: Sequence[Run]) -> str | None:
-        for run in runs:
-            if run.region >= len(self._regions):
-                return f"region {run.region} was asked for; the source offers {len(self._regions)}"
-            nbytes = self._regions[run.region].nbytes
-            if run.offset + run.nbytes > nbytes:
-                return f"region {run.region} ends at {nbytes}; {run.nbytes} bytes at {run.offset} were asked for"
-        return None
 
     def _ended(self) -> TransportError | None:
         """Return what the source has said since it let this reader in."""
@@ -74,8 +73,17 @@ class LocalReader(Reader):
             said = self._sock.recv(ANSWER_BYTES, socket.MSG_PEEK)
         except BlockingIOError:
             return None
-        except OSError as error:
-            return PeerLost(f"the connection to the source broke: {error}")
         if len(said) < ANSWER_BYTES:
             return None  # the source is gone, its memory is not
         return error_of(decode_answer(said)[0])
+
+
+def _copy(descriptor: int, run: Run) -> None:
+    done = 0
+    while done < run.nbytes:
+        size = min(PIECE_BYTES, run.nbytes - done)
+        make_ready(run.address + done, size)
+        count = os.preadv(descriptor, [memory_view(run.address + done, size)], run.offset + done)
+        if count == 0:
+            raise PeerLost("the source's memory ended before its region did")
+        done += count

@@ -1,14 +1,16 @@
 """Descriptors of memory on their way from process to process (SCM_RIGHTS, unix(7)).
 
-The source sends them in batches; the target maps a batch and confirms it before the next one is sent, so that
-neither side ever has more than one batch in flight.
+The source sends them in batches; the target confirms each before the next one is sent, so that no side ever has
+more than one batch in flight.
 """
 
+import fcntl
 import os
 import socket
 import struct
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
+
+from modelexpress.errors import PeerLost, TransportUnavailable
 
 BATCH = 253
 """SCM_MAX_FD of the kernel: descriptors in one message."""
@@ -29,26 +31,45 @@ def send_descriptors(sock: socket.socket, descriptors: Sequence[int]) -> None:
             raise ConnectionResetError("the reader did not confirm the descriptors")
 
 
-@contextmanager
-def receive_batch(sock: socket.socket, expected: int) -> Iterator[list[int]]:
-    """Yield the next `expected` descriptors; they are closed in the end, and the source may go on.
+def receive_descriptors(sock: socket.socket, region_bytes: Sequence[int]) -> list[int]:
+    """Return descriptors of regions of these sizes; the caller closes them.
 
     Raises:
-        OSError: The connection broke, or something else arrived.
+        TransportUnavailable: What arrived is not such memory.
+        PeerLost: The connection broke.
     """
-    data, descriptors, flags, _ = socket.recv_fds(sock, _COUNT.size, BATCH, socket.MSG_CMSG_CLOEXEC)
+    descriptors: list[int] = []
     try:
-        truncated = bool(flags & socket.MSG_CTRUNC)
-        if truncated or data != _COUNT.pack(expected) or len(descriptors) != expected:
-            raise ConnectionResetError(
-                f"{len(descriptors)} descriptors arrived, {expected} were expected"
-                + ("; this process may not open more" if truncated else "")
-            )
-        yield descriptors
-        sock.sendall(_CONFIRMATION)
-    finally:
-        for descriptor in descriptors:
-            os.close(descriptor)
+        while len(descriptors) < len(region_bytes):
+            expected = min(BATCH, len(region_bytes) - len(descriptors))
+            descriptors += (batch := _receive_batch(sock, expected))
+            if len(batch) != expected:
+                raise TransportUnavailable(
+                    f"{len(batch)} descriptors arrived, {expected} were expected; may this process open so many?"
+                )
+            sock.sendall(_CONFIRMATION)
+        for number, (descriptor, nbytes) in enumerate(zip(descriptors, region_bytes, strict=True)):
+            if (problem := unfit(descriptor, nbytes)) is not None:
+                raise TransportUnavailable(f"region {number} of the source is refused: {problem}")
+    except BaseException as error:
+        close_all(descriptors)
+        if isinstance(error, OSError):
+            raise PeerLost(f"the source did not hand over its memory: {error}") from error
+        raise
+    return descriptors
+
+
+def unfit(descriptor: int, nbytes: int) -> str | None:
+    """Return why a descriptor is not one of at least `nbytes` of memory, or None.
+
+    Anything else, a file on a network for instance, could keep a thread that reads it waiting for ever.
+    """
+    try:
+        fcntl.fcntl(descriptor, fcntl.F_GET_SEALS)
+    except OSError:
+        return "it is no memfd"
+    size = os.fstat(descriptor).st_size
+    return None if size >= nbytes else f"it has {size} bytes and should have {nbytes}"
 
 
 def read_only(descriptor: int) -> int:
@@ -58,3 +79,17 @@ def read_only(descriptor: int) -> int:
         OSError: It cannot be opened again.
     """
     return os.open(f"/proc/self/fd/{descriptor}", os.O_RDONLY | os.O_CLOEXEC)
+
+
+def close_all(descriptors: list[int]) -> None:
+    """Close descriptors, and forget them."""
+    while descriptors:
+        os.close(descriptors.pop())
+
+
+def _receive_batch(sock: socket.socket, expected: int) -> list[int]:
+    data, descriptors, _, _ = socket.recv_fds(sock, _COUNT.size, BATCH, socket.MSG_CMSG_CLOEXEC)
+    if data == _COUNT.pack(expected):
+        return descriptors
+    close_all(descriptors)
+    raise ConnectionResetError("the connection ended early" if not data else "something else arrived")

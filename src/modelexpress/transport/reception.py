@@ -12,6 +12,7 @@ from modelexpress.transport.base import Export
 from modelexpress.transport.gate import Gate
 from modelexpress.transport.greeting import EXPORT_ID_BYTES, receive_greeting
 from modelexpress.transport.server import GOODBYE_SECONDS, GREETING_SECONDS, Connection, Server
+from modelexpress.transport.stream import shut
 from modelexpress.transport.verdict import Verdict, encode_answer
 
 
@@ -25,7 +26,11 @@ class ServedExport(Export):
 
     @abstractmethod
     def serve(self, connection: Connection) -> None:
-        """Serve a reader that was let in, until it leaves or `connection.verdict` is set."""
+        """Serve a reader that was let in, until it leaves or `connection.verdict` is set.
+
+        Raises:
+            OSError: The connection broke.
+        """
 
     @abstractmethod
     def release(self) -> None:
@@ -102,10 +107,7 @@ class Reception:
             _refuse(connection, Verdict.MALFORMED)
         else:
             if export is not None:
-                try:
-                    export.serve(connection)
-                finally:
-                    export.gate.leave(connection)
+                _serve_and_leave(export, connection)
 
     def _open(self, connection: Connection) -> ServedExport | None:
         """Return the export that the peer may read; None when it was refused."""
@@ -123,12 +125,28 @@ class Reception:
         return export
 
 
+def _serve_and_leave(export: ServedExport, connection: Connection) -> None:
+    """Serve a reader, tell it why when it is the source that ends it, and give the export up."""
+    try:
+        export.serve(connection)
+        if connection.verdict is not None:
+            connection.sock.sendall(encode_answer(connection.verdict))
+    finally:
+        export.gate.leave(connection)
+    _hang_up(connection.sock)
+
+
 def _refuse(connection: Connection, verdict: Verdict, message: str = "") -> None:
-    """Say no, and wait a moment for the peer to hear it: closing at once could destroy the answer."""
-    sock = connection.sock
-    sock.settimeout(GOODBYE_SECONDS)
-    sock.sendall(encode_answer(verdict, message))
-    sock.shutdown(socket.SHUT_WR)
+    connection.sock.settimeout(GOODBYE_SECONDS)
+    connection.sock.sendall(encode_answer(verdict, message))
+    _hang_up(connection.sock)
+
+
+def _hang_up(sock: socket.socket) -> None:
+    """Wait a moment for the peer to hang up: closing first could destroy what it has not read yet."""
+    shut(sock, socket.SHUT_WR)
     deadline = time.monotonic() + GOODBYE_SECONDS
-    while connection.wait_readable(max(deadline - time.monotonic(), 0)) and sock.recv(4096):
-        continue
+    while (left := deadline - time.monotonic()) > 0:
+        sock.settimeout(left)
+        if not sock.recv(4096):
+            return

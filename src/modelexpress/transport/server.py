@@ -5,10 +5,10 @@ import os
 import select
 import socket
 import threading
-import time
 from collections.abc import Callable
 
 from modelexpress.transport.fork import closed_in_children
+from modelexpress.transport.stream import shut
 from modelexpress.transport.verdict import Verdict
 
 logger = logging.getLogger(__name__)
@@ -60,7 +60,7 @@ class Connection:
         """Break the connection off."""
         with self._lock:
             if not self._closed:
-                _shut(self.sock)
+                shut(self.sock)
 
     def join(self) -> None:
         """Return when the thread has ended; a reader that does not take what is on its way is cut off."""
@@ -96,8 +96,8 @@ class Server:
         self._name = name
         self._wake = os.eventfd(0, os.EFD_CLOEXEC)
         self._lock = threading.Lock()
-        self._strangers: dict[Connection, float] = {}
-        self._welcomed: set[Connection] = set()
+        self._connections: set[Connection] = set()
+        self._strangers: dict[Connection, None] = {}  # in the order in which they came
         self._closing = False
         self._thread = threading.Thread(target=self._accept, name=f"{name}-accept", daemon=True)
         self._thread.start()
@@ -105,8 +105,7 @@ class Server:
     def welcome(self, connection: Connection) -> None:
         """Count a connection among those that have shown who they are."""
         with self._lock:
-            if self._strangers.pop(connection, None) is not None:
-                self._welcomed.add(connection)
+            self._strangers.pop(connection, None)
 
     def close(self) -> None:
         """Stop listening and cut every connection. Closing twice is allowed."""
@@ -114,7 +113,7 @@ class Server:
             if self._closing:
                 return
             self._closing = True
-            connections = [*self._strangers, *self._welcomed]
+            connections = tuple(self._connections)
             os.eventfd_write(self._wake, 1)
         self._thread.join()
         self._listening.close()
@@ -151,12 +150,15 @@ class Server:
             sock.close()
             return
         with self._lock:
-            if self._closing or len(self._strangers) + len(self._welcomed) >= MAX_CONNECTIONS:
+            if self._closing or len(self._connections) >= MAX_CONNECTIONS:
                 connection.close()
                 return
             if len(self._strangers) >= MAX_STRANGERS:
-                next(iter(self._strangers)).cut()
-            self._strangers[connection] = time.monotonic()
+                oldest = next(iter(self._strangers))
+                del self._strangers[oldest]
+                oldest.cut()
+            self._strangers[connection] = None
+            self._connections.add(connection)
         connection.run(self._run, f"{self._name}-connection")
 
     def _run(self, connection: Connection) -> None:
@@ -168,12 +170,4 @@ class Server:
             connection.close()
             with self._lock:
                 self._strangers.pop(connection, None)
-                self._welcomed.discard(connection)
-
-
-def _shut(sock: socket.socket) -> None:
-    try:
-        sock.shutdown(socket.SHUT_RDWR)
-    except OSError:
-        # It is gone already, which is what was wanted.
-        return
+                self._connections.discard(connection)

@@ -1,5 +1,6 @@
 """Sending and receiving many blocks of memory on one connection with few system calls."""
 
+import contextlib
 import socket
 import struct
 from collections.abc import Iterator, Sequence
@@ -23,6 +24,13 @@ def set_stall_deadline(sock: socket.socket, seconds: float, tls: bool) -> None:
     timeval = _TIMEVAL.pack(whole, max(int((seconds - whole) * 1e6), 0 if whole else 1))
     sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, timeval)
     sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, timeval)
+
+
+def shut(sock: socket.socket, how: int = socket.SHUT_RDWR) -> None:
+    """End whatever waits on a connection, here and at the peer; a broken one is left as it is."""
+    with contextlib.suppress(OSError):
+        # Not the method of SSLSocket: that one switches to plain reading, under a thread that still receives.
+        socket.socket.shutdown(sock, how)
 
 
 def send_all(sock: socket.socket, blocks: Sequence[memoryview], tls: bool) -> None:

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from contextlib import ExitStack
 from typing import TYPE_CHECKING
 
-from modelexpress.errors import PeerLost, TransportUnavailable
+from modelexpress.errors import PeerLost, TransferTimeout, TransportUnavailable
 from modelexpress.memory import Region
 from modelexpress.transport.base import Export, LinkLimit, Reader, Transport
 from modelexpress.transport.fork import closed_in_children
@@ -86,7 +86,7 @@ class TcpTransport(Transport):
                 except TransportUnavailable:
                     break  # the source has no room for more: fewer will do
             undo.pop_all()
-        return TcpReader(sockets, self._stall_timeout, source.tls)
+        return TcpReader(sockets, source.region_bytes, self._stall_timeout, source.tls)
 
     def limit(self, descriptor: bytes) -> LinkLimit | None:
         source = TcpDescriptor.parse(descriptor)
@@ -106,24 +106,36 @@ class TcpTransport(Transport):
     def _prepare(self, connection: Connection) -> None:
         _tune(connection.sock)
         if self._server_tls is not None:
-            connection.sock = closed_in_children(self._server_tls.wrap_socket(connection.sock, server_side=True))
+            # In two steps, so that the connection can be cut while the peer delays the handshake.
+            sock = self._server_tls.wrap_socket(connection.sock, server_side=True, do_handshake_on_connect=False)
+            connection.sock = closed_in_children(sock)
+            sock.do_handshake()
 
     def _connect(self, source: TcpDescriptor, greeting: Greeting, undo: ExitStack) -> socket.socket:
         """Return a connection on which the source let this reader in; `undo` closes it."""
-        if source.tls and self._client_tls is None:
-            raise TransportUnavailable("the source encrypts; give this transport a TLS context (client_tls)")
+        address = f"{source.host}:{source.port}"
         try:
-            sock = undo.enter_context(socket.create_connection((source.host, source.port), timeout=self._stall_timeout))
-            _tune(sock)
-            if source.tls and self._client_tls is not None:
-                sock = self._client_tls.wrap_socket(sock, server_hostname=source.host)
-                undo.enter_context(sock)
+            sock = socket.create_connection((source.host, source.port), timeout=self._stall_timeout)
         except ConnectionRefusedError as error:
-            raise PeerLost(f"nothing listens on {source.host}:{source.port} any more") from error
+            raise PeerLost(f"nothing listens on {address} any more") from error
         except (OSError, UnicodeError) as error:
-            raise TransportUnavailable(f"{source.host}:{source.port} cannot be reached: {error}") from error
+            raise TransportUnavailable(f"{address} cannot be reached: {error}") from error
+        undo.enter_context(sock)
+        _tune(sock)
+        if source.tls:
+            sock = undo.enter_context(self._encrypt(sock, source.host))
         greet(closed_in_children(sock), greeting, self._stall_timeout)
         return sock
+
+    def _encrypt(self, sock: socket.socket, host: str) -> socket.socket:
+        if self._client_tls is None:
+            raise TransportUnavailable("the source encrypts; give this transport a TLS context (client_tls)")
+        try:
+            return self._client_tls.wrap_socket(sock, server_hostname=host)
+        except TimeoutError as error:
+            raise TransferTimeout(f"the source did not answer within {self._stall_timeout:g} s") from error
+        except OSError as error:
+            raise TransportUnavailable(f"no encrypted connection to {host}: {error}") from error
 
 
 def _family(host: str) -> socket.AddressFamily:

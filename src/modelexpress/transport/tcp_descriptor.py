@@ -7,11 +7,14 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from modelexpress.errors import TransportUnavailable
 from modelexpress.transport.greeting import EXPORT_ID_BYTES
 
-MAX_DESCRIPTOR_BYTES = 4096
+MAX_DESCRIPTOR_BYTES = 1 << 20
+MAX_REGIONS = 1 << 16
+
+_RegionBytes = Annotated[int, Field(ge=0, lt=1 << 63)]
 
 
 class TcpDescriptor(BaseModel):
-    """Where an export is served, and whether the connection is encrypted."""
+    """Where an export is served, whether the connection is encrypted, and how large the regions are in bytes."""
 
     model_config = ConfigDict(frozen=True, strict=True, extra="forbid")
 
@@ -20,6 +23,7 @@ class TcpDescriptor(BaseModel):
     port: Annotated[int, Field(ge=1, le=65535)]
     export: Annotated[str, Field(pattern=rf"^[0-9a-f]{{{2 * EXPORT_ID_BYTES}}}$")]
     tls: bool
+    region_bytes: Annotated[tuple[_RegionBytes, ...], Field(max_length=MAX_REGIONS, strict=False)]
 
     @classmethod
     def parse(cls, data: bytes) -> "TcpDescriptor":

@@ -14,10 +14,6 @@ from modelexpress.transport.crew import PART_BYTES, PART_RUNS
 
 _COUNT = struct.Struct("<I")
 _ROW_BYTES = 4 + 8 + 8
-_MOST_OF_REGION = (1 << 32) - 1
-
-Row = tuple[int, int, int]
-"""Region, offset and bytes of one run."""
 
 
 def encode_request(runs: Sequence[Run]) -> bytes:
@@ -26,7 +22,7 @@ def encode_request(runs: Sequence[Run]) -> bytes:
     return struct.pack(
         f"<I{count}I{count}Q{count}Q",
         count,
-        *(min(run.region, _MOST_OF_REGION) for run in runs),
+        *(run.region for run in runs),
         *(run.offset for run in runs),
         *(run.nbytes for run in runs),
     )
@@ -38,8 +34,8 @@ class RequestStream:
     def __init__(self) -> None:
         self._held = b""
 
-    def feed(self, data: bytes) -> Iterator[list[Row]]:
-        """Yield the rows of each request that `data` completes.
+    def feed(self, data: bytes) -> Iterator[list[Run]]:
+        """Yield the runs of each request that `data` completes; they have no address here.
 
         Raises:
             TransportUnavailable: A request asks for more than any reader of this protocol does.
@@ -52,14 +48,15 @@ class RequestStream:
             end = _COUNT.size + count * _ROW_BYTES
             if len(self._held) < end:
                 return
-            rows = _rows(self._held[_COUNT.size : end], count)
+            runs = _runs(self._held[_COUNT.size : end], count)
             self._held = self._held[end:]
-            yield rows
+            yield runs
 
 
-def _rows(body: bytes, count: int) -> list[Row]:
+def _runs(body: bytes, count: int) -> list[Run]:
     numbers = struct.unpack(f"<{count}I{count}Q{count}Q", body)
     regions, offsets, sizes = numbers[:count], numbers[count : 2 * count], numbers[2 * count :]
     if sum(sizes) > PART_BYTES:
         raise TransportUnavailable(f"a request for {sum(sizes)} bytes")
-    return list(zip(regions, offsets, sizes, strict=True))
+    rows = zip(regions, offsets, sizes, strict=True)
+    return [Run(region, offset, 0, nbytes) for region, offset, nbytes in rows]

@@ -9,7 +9,7 @@ from modelexpress.errors import PeerLost, TransferTimeout, TransportError
 from modelexpress.memory import memory_view
 from modelexpress.transport.base import Reader, Run, Transfer
 from modelexpress.transport.crew import Crew, Part
-from modelexpress.transport.stream import receive_all, set_stall_deadline
+from modelexpress.transport.stream import receive_all, set_stall_deadline, shut
 from modelexpress.transport.tcp_protocol import encode_request
 from modelexpress.transport.verdict import ANSWER_BYTES, Verdict, decode_answer, error_of
 
@@ -22,17 +22,20 @@ class TcpReader(Reader):
 
     Args:
         sockets: Connections on which the source let this reader in, owned by the reader from now on.
+        region_bytes: Size of each region, as the source described them.
         stall_timeout: Seconds without a byte after which the source counts as lost.
         tls: Whether the connections are encrypted.
     """
 
-    def __init__(self, sockets: Sequence[socket.socket], stall_timeout: float, tls: bool) -> None:
+    def __init__(
+        self, sockets: Sequence[socket.socket], region_bytes: Sequence[int], stall_timeout: float, tls: bool
+    ) -> None:
         self._sockets = sockets
         self._stall_timeout = stall_timeout
         self._tls = tls
         for sock in sockets:
             set_stall_deadline(sock, stall_timeout, tls)
-        self._crew = Crew("mx-tcp-stream", [partial(self._work, sock) for sock in sockets])
+        self._crew = Crew("mx-tcp-stream", region_bytes, [partial(self._work, sock) for sock in sockets])
 
     def read(self, runs: Sequence[Run]) -> Transfer:
         return self._crew.submit(runs)
@@ -40,11 +43,7 @@ class TcpReader(Reader):
     def close(self) -> None:
         self._crew.close()
         for sock in self._sockets:
-            try:
-                sock.shutdown(socket.SHUT_RDWR)
-            except OSError:
-                # Closed, or broken: nobody waits on it then.
-                continue
+            shut(sock)
         self._crew.join()
         for sock in self._sockets:
             sock.close()
@@ -63,6 +62,8 @@ class TcpReader(Reader):
             self._crew.fail(PeerLost(f"the connection to the source broke: {error}"))
         except TransportError as error:
             self._crew.fail(error)
+        finally:
+            shut(sock)
 
     def _stream(self, sock: socket.socket) -> None:
         """Keep a few parts on their way until there are no more."""

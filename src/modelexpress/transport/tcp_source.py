@@ -1,16 +1,17 @@
 """The source's side of `tcp`: requests are answered in order, straight from the regions."""
 
 import socket
-import time
 from collections.abc import Sequence
 
 from modelexpress.errors import TransportUnavailable
 from modelexpress.memory import Region
+from modelexpress.transport.base import Run
+from modelexpress.transport.crew import out_of_range
 from modelexpress.transport.reception import Reception, ServedExport
-from modelexpress.transport.server import GOODBYE_SECONDS, Connection
+from modelexpress.transport.server import Connection
 from modelexpress.transport.stream import send_all, set_stall_deadline
 from modelexpress.transport.tcp_descriptor import TcpDescriptor
-from modelexpress.transport.tcp_protocol import RequestStream, Row
+from modelexpress.transport.tcp_protocol import RequestStream
 from modelexpress.transport.verdict import Verdict, encode_answer
 
 _RECEIVE_BYTES = 64 << 10
@@ -35,6 +36,7 @@ class TcpExport(ServedExport):
         self._stall_timeout = stall_timeout
         self._tls = tls
         self._views = [region.view() for region in regions]
+        self._region_bytes = tuple(region.nbytes for region in regions)
         self._descriptor = b""
 
     @property
@@ -43,7 +45,9 @@ class TcpExport(ServedExport):
 
     def place(self, host: str, port: int) -> None:
         """Say where the export is served."""
-        description = TcpDescriptor(host=host, port=port, export=self.export_id.hex(), tls=self._tls)
+        description = TcpDescriptor(
+            host=host, port=port, export=self.export_id.hex(), tls=self._tls, region_bytes=self._region_bytes
+        )
         self._descriptor = description.model_dump_json().encode()
 
     def serve(self, connection: Connection) -> None:
@@ -53,15 +57,13 @@ class TcpExport(ServedExport):
         requests = RequestStream()
         while self._wait(connection) and (data := sock.recv(_RECEIVE_BYTES)):
             try:
-                for rows in requests.feed(data):
-                    self._answer(sock, rows)
+                for runs in requests.feed(data):
+                    self._answer(sock, runs)
                     if connection.verdict is not None:
                         break
             except TransportUnavailable as error:
                 sock.sendall(encode_answer(Verdict.MALFORMED, str(error)))
                 return
-        if connection.verdict is not None:
-            _say_goodbye(sock, connection.verdict)
 
     def release(self) -> None:
         self._views.clear()
@@ -71,29 +73,10 @@ class TcpExport(ServedExport):
         decrypted = connection.sock.pending() if self._tls else 0  # type: ignore[attr-defined]
         return connection.verdict is None if decrypted else connection.wait_readable()
 
-    def _answer(self, sock: socket.socket, rows: Sequence[Row]) -> None:
-        if (problem := self._out_of_range(rows)) is not None:
+    def _answer(self, sock: socket.socket, runs: Sequence[Run]) -> None:
+        # Readers check this too, but what they believe of the regions came over the wire.
+        if (problem := out_of_range(runs, self._region_bytes)) is not None:
             sock.sendall(encode_answer(Verdict.OUT_OF_RANGE, problem))
             return
-        views = (self._views[region][offset : offset + nbytes] for region, offset, nbytes in rows)
+        views = (self._views[run.region][run.offset : run.offset + run.nbytes] for run in runs)
         send_all(sock, [_GRANTED, *views], self._tls)
-
-    def _out_of_range(self, rows: Sequence[Row]) -> str | None:
-        for region, offset, nbytes in rows:
-            if region >= len(self._views):
-                return f"region {region} was asked for; the source offers {len(self._views)}"
-            if offset + nbytes > len(self._views[region]):
-                size = len(self._views[region])
-                return f"region {region} ends at {size}; {nbytes} bytes at {offset} were asked for"
-        return None
-
-
-def _say_goodbye(sock: socket.socket, verdict: Verdict) -> None:
-    """Tell the reader why, and wait until it has hung up: closing first could destroy what it has not read."""
-    sock.sendall(encode_answer(verdict))
-    sock.shutdown(socket.SHUT_WR)
-    deadline = time.monotonic() + GOODBYE_SECONDS
-    while (left := deadline - time.monotonic()) > 0:
-        sock.settimeout(left)
-        if not sock.recv(_RECEIVE_BYTES):
-            return

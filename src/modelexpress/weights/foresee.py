@@ -30,7 +30,7 @@ class Prospect:
         readers: Readers that it said to have.
         transport: What the bytes would travel over; "" where nothing works.
         tensors: Number of tensors it holds.
-        nbytes: Bytes that would travel.
+        nbytes: Bytes that would travel; tied tensors travel once.
         bytes_per_second: Measured limit of that link, or None.
         reasons: Why it, or a faster transport, cannot be used.
     """
@@ -155,7 +155,7 @@ def _prospect(
         load,
         opened.transport.name,
         len(manifest.tensors),
-        manifest.total_bytes,
+        sum(nbytes for _, _, nbytes in {(t.region, t.offset, t.nbytes) for t in manifest.tensors}),
         limit.bytes_per_second if limit else None,
         tuple(f"{name}: {reason}" for name, reason in opened.skipped),
     )

@@ -14,6 +14,7 @@ from modelexpress.transfer.manifest import Manifest, contiguous_strides
 from modelexpress.weights.checkpoint_writer import DEFAULT_SHARD_BYTES, CheckpointWriter
 from modelexpress.weights.fetch import Fetch, ReadFile
 from modelexpress.weights.report import Journal, LoadReport, Progress
+from modelexpress.weights.side_files import check_side_paths
 from modelexpress.weights.stored_tensor import TensorEntry
 from modelexpress.wire.records import SourceRef, SourceStatus, TensorSpec
 
@@ -80,9 +81,19 @@ def find_by_name(client: Client, model_name: str, source_id: str | None) -> list
             f"'{model_name}' is published under {len(identities)} identities ({', '.join(identities)}): "
             "name the one that is meant with --source-id"
         )
-    if any(ref.worker_rank for ref in refs):
+    if any(ref.worker_rank for ref in refs) or (refs and _is_split(client, refs[0])):
         raise LoadError(f"'{model_name}' is split over ranks: no single source holds a whole checkpoint")
     return refs
+
+
+def _is_split(client: Client, ref: SourceRef) -> bool:
+    """Return whether an identity is that of several ranks, of which perhaps only the first is ready by now."""
+    found = client.get(ref.source_id, ref.worker_id)
+    if found is None:
+        return False
+    _, identity = found
+    sizes = (identity.tensor_parallel_size, identity.pipeline_parallel_size, identity.expert_parallel_size)
+    return max(sizes) > 1
 
 
 class _FolderRoom:
@@ -124,6 +135,7 @@ class _FolderRoom:
         return len(self._entries)
 
     def _create(self, manifest: Manifest, read_file: ReadFile) -> CheckpointWriter:
+        check_side_paths(file.path for file in manifest.files)
         files = {file.path: read_file(file) for file in manifest.files}
         writer = CheckpointWriter(
             self._out, self._entries, files, shard_bytes=self._shard_bytes, overwrite=self._overwrite

@@ -106,6 +106,8 @@ def _locate(entries: Sequence[Entry], copies: dict[str, torch.Tensor], own: Host
             TensorSpec(entry.name, entry.dtype, shape, strides, region, offset, entry.nbytes, entry.persistent)
         )
     found = tuple(arenas.values())
+    # In the order of the memory, which is the order in which targets read.
+    specs.sort(key=lambda spec: (spec.region, spec.offset))
     return Settled(found, tuple(arena.region for arena in found), tuple(specs))
 
 

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from itertools import accumulate, pairwise
+from itertools import accumulate, chain, pairwise
 
 import numpy as np
 import numpy.typing as npt
@@ -18,6 +18,21 @@ PAGE_DIGESTS = 1 << 17
 
 BLOCK_BYTES = 1 << 20
 """A file travels in blocks of so many bytes."""
+
+
+MOST_TENSORS = 1 << 20
+MOST_DIMENSIONS = 64
+MOST_DIGESTS = 1 << 25
+MOST_REGIONS = 1 << 16
+MOST_TRANSPORTS = 16
+MOST_FILES = 1000
+MOST_FILE_BYTES = 1 << 30
+"""What a source may say of itself, so that one that lies cannot fill its readers' memory. The files are those of one
+material together; 2^25 digests are those of 2 TiB in the smallest chunks."""
+
+_LONGEST_NAME = 256
+_BEYOND_EVERYTHING = 1 << 56
+"""Sizes, strides and chunks below this stay within 64 bits when they are multiplied by the size of an element."""
 
 
 class MessageInvalid(ValueError):
@@ -67,8 +82,17 @@ def grant_to_message(grant: LeaseGrant) -> pb.AcquireLeaseResponse:
 
 
 def grant_from_message(message: pb.AcquireLeaseResponse) -> LeaseGrant:
-    """Return what a source granted."""
+    """Return what a source granted.
+
+    Raises:
+        MessageInvalid: It names more than any honest source has.
+    """
     head = message.manifest
+    _check_head(head)
+    if len(message.transports) > MOST_TRANSPORTS:
+        raise MessageInvalid(f"{len(message.transports)} transports; the limit is {MOST_TRANSPORTS}")
+    if max(len(text) for text in (message.lease_id, *(offer.name for offer in message.transports))) > _LONGEST_NAME:
+        raise MessageInvalid(f"the lease or a transport has a name of more than {_LONGEST_NAME} characters")
     return LeaseGrant(
         lease_id=message.lease_id,
         ttl_seconds=message.ttl_seconds,
@@ -83,6 +107,21 @@ def grant_from_message(message: pb.AcquireLeaseResponse) -> LeaseGrant:
         ),
         transports=tuple(TransportOffer(o.name, o.descriptor) for o in message.transports),
     )
+
+
+def _check_head(head: pb.ManifestHeader) -> None:
+    counts = (
+        ("tensors", head.tensor_count, MOST_TENSORS),
+        ("regions", len(head.region_bytes), MOST_REGIONS),
+        ("files", len(head.files), MOST_FILES),
+        ("bytes in files", sum(file.bytes for file in head.files), MOST_FILE_BYTES),
+        ("bytes in a chunk", head.chunk_bytes, _BEYOND_EVERYTHING),
+    )
+    for what, number, most in counts:
+        if number > most:
+            raise MessageInvalid(f"{number} {what}; the limit is {most}")
+    if not head.chunk_bytes:
+        raise MessageInvalid("chunks of no bytes")
 
 
 def manifest_pages(
@@ -121,29 +160,47 @@ def _page(tensors: Sequence[TensorSpec], digests: npt.NDArray[np.uint64]) -> pb.
 
 
 def read_pages(
-    pages: Iterable[pb.ManifestPage],
+    pages: Iterable[pb.ManifestPage], head: ManifestHead
 ) -> tuple[tuple[TensorSpec, ...], npt.NDArray[np.uint64]]:
-    """Return the tensors and the digests of a manifest's pages.
+    """Return the tensors and the digests of a manifest's pages, taking no more of them than the head announced.
 
     Raises:
-        MessageInvalid: The columns of a page do not fit together.
+        MessageInvalid: The columns of a page do not fit together, or the pages not to the head.
     """
     tensors: list[TensorSpec] = []
-    digests: list[int] = []
+    digests = [np.empty(0, np.uint64)]
+    count = 0
     for page in pages:
-        tensors += _page_tensors(page)
-        digests += page.digests
-    return tuple(tensors), np.array(digests, np.uint64)
+        if not page.names:
+            raise MessageInvalid("a manifest page without tensors")
+        found = list(_page_tensors(page))
+        chunks = sum(-(-tensor.nbytes // head.chunk_bytes) for tensor in found)
+        tensors += found
+        count += chunks
+        if len(tensors) > head.tensor_count or count > MOST_DIGESTS:
+            raise MessageInvalid(f"more than {head.tensor_count} tensors or {MOST_DIGESTS} chunks")
+        if chunks != len(page.digests):
+            raise MessageInvalid(f"a manifest page has {len(page.digests)} digests for {chunks} chunks")
+        digests.append(np.fromiter(page.digests, np.uint64, chunks))
+    if len(tensors) != head.tensor_count:
+        raise MessageInvalid(f"{head.tensor_count} tensors were announced, {len(tensors)} came")
+    return tuple(tensors), np.concatenate(digests)
 
 
 def _page_tensors(page: pb.ManifestPage) -> Iterator[TensorSpec]:
     columns = (page.dtype_index, page.ranks, page.regions, page.offsets, page.bytes)
     if any(len(column) != len(page.names) for column in columns):
         raise MessageInvalid("the columns of a manifest page have different lengths")
+    if max(page.ranks, default=0) > MOST_DIMENSIONS:
+        raise MessageInvalid(f"a tensor of {max(page.ranks)} dimensions; the limit is {MOST_DIMENSIONS}")
+    if max(chain(page.sizes, page.strides), default=0) >= _BEYOND_EVERYTHING:
+        raise MessageInvalid("a tensor has a size or a stride that no memory holds")
     if not len(page.sizes) == len(page.strides) == sum(page.ranks):
         raise MessageInvalid("a manifest page has sizes or strides for other ranks than it names")
     if any(index >= len(page.dtypes) for index in page.dtype_index):
         raise MessageInvalid("a manifest page names a dtype that it does not list")
+    if any(position >= len(page.names) for position in page.transient):
+        raise MessageInvalid("a manifest page says of a tensor that it does not list that it is transient")
     dtypes, sizes, strides = list(page.dtypes), list(page.sizes), list(page.strides)
     bounds = pairwise(accumulate(page.ranks, initial=0))
     rows = zip(page.names, page.dtype_index, bounds, page.regions, page.offsets, page.bytes, strict=True)

@@ -1,0 +1,16 @@
+"""Names that nothing in src/ uses, and who does: vulture counts what stands here as used."""
+
+from typing import Any
+
+_: Any = object()
+
+_called_by_the_interpreter = (_.__getattr__, _.__dir__, _.trace, _.__array_interface__)
+_called_by_typer = (_._configure, _.LOCAL, _.TCP)
+_called_by_grpc = (_.GetTensorManifest, _.PrepareTensorRead, _.ReleaseTensorRead, _.intercept_service)
+_read_by_pydantic = (_.model_config,)
+_read_by_tokenizers = (_.pre_tokenizer, _.decoder)
+_named_in_annotations = (_.Buffer,)
+_numbers_of_the_protocol = (
+    *(_.LORA, _.CUDA_GRAPH, _.TORCH_COMPILE_CACHE, _.TRITON_CACHE, _.DEEP_GEMM_CACHE, _.TILELANG_CACHE),
+    *(_.CUTE_DSL_CACHE, _.FLASHINFER_CACHE, _.TVM_FFI_CACHE, _.VLLM, _.SGLANG, _.TRT_LLM),
+)

@@ -1,0 +1,110 @@
+"""Runs a page of the documentation as a reader would: its commands in order, its Python blocks as files."""
+
+import os
+import re
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+GO_ON = ("mx serve", "mx publish", "python source.py")
+"""Commands that go on running: their first line of output says that they are ready."""
+
+_BLOCK = re.compile(r"^```(console|python)\n(.*?)^```$", re.DOTALL | re.MULTILINE)
+_PATIENCE = 100
+
+
+@dataclass
+class Reader:
+    """Somebody who types what a page says into a shell.
+
+    Args:
+        folder: Where the shell is.
+        port: Used in place of 8001, which may be taken here.
+    """
+
+    folder: Path
+    port: int
+    ran: list[str] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        tools = str(Path(sys.executable).parent)
+        self._environment = os.environ | {
+            "PATH": f"{tools}{os.pathsep}{os.environ['PATH']}",
+            "MX_WORKER_GRPC_PORT": "0",
+        }
+        self._running = ExitStack()
+
+    def follow(self, page: Path) -> None:
+        """Do what a page says, from its top to its end."""
+        for kind, content in _BLOCK.findall(page.read_text().replace("8001", str(self.port))):
+            if kind == "python":
+                self._write(content)
+                continue
+            for command in commands(content):
+                self._type(command)
+
+    def _write(self, content: str) -> None:
+        name = re.match(r"# (\w+\.py)\n", content)
+        assert name, f"a Python block starts with the name of its file as a comment: {content[:60]!r}"
+        (self.folder / name[1]).write_text(content)
+
+    def _type(self, command: str) -> None:
+        if command.startswith("make "):
+            return  # .ci/run does what these commands do
+        if command.startswith("export "):
+            name, _, value = command.removeprefix("export ").partition("=")
+            if name != "PATH":
+                self._environment[name] = value
+        elif command.startswith(GO_ON):
+            self._start(command)
+        else:
+            done = subprocess.run(
+                command,
+                shell=True,
+                cwd=self.folder,
+                env=self._environment,
+                capture_output=True,
+                text=True,
+                timeout=_PATIENCE,
+            )
+            assert done.returncode == 0, f"$ {command}\n{done.stdout}{done.stderr}"
+        self.ran.append(command)
+
+    def _start(self, command: str) -> None:
+        process = subprocess.Popen(
+            command.split(),
+            cwd=self.folder,
+            env=self._environment,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            text=True,
+        )
+        self._running.callback(_end, process)
+        assert process.stdout is not None
+        assert process.stdout.readline(), f"$ {command}\nended with status {process.wait(_PATIENCE)}"
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._running.close()
+
+
+def commands(block: str) -> Iterator[str]:
+    """Yield the commands of a console block."""
+    for line in block.splitlines():
+        assert line.startswith("$ "), f"a console block holds commands only: {line!r}"
+        yield line.removeprefix("$ ").split("  #")[0]
+
+
+def _end(process: "subprocess.Popen[str]") -> None:
+    process.terminate()
+    process.communicate(timeout=_PATIENCE)

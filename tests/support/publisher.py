@@ -1,0 +1,136 @@
+"""A process that publishes a small material and then ends in the way that it is told.
+
+It prints what it published as a JSON line, waits for a line on standard input, and does what the line says.
+"""
+
+import argparse
+import json
+import os
+import signal
+import subprocess
+import sys
+from types import FrameType, TracebackType
+from typing import Self
+
+from tests.support.materials import make_material
+
+from modelexpress.identity import SourceIdentity
+from modelexpress.peer import Publication, Worker
+from modelexpress.settings import Settings
+
+
+class Publisher:
+    """Starts the process, and waits until the registry has taken its publication.
+
+    Args:
+        registry: HOST:PORT.
+        identity: What it publishes; every publisher of an identity publishes the same.
+        options: Those of `main`.
+    """
+
+    def __init__(self, registry: str, identity: SourceIdentity, *options: str) -> None:
+        command = [sys.executable, "-m", "tests.support.publisher", registry, identity.model_name, *options]
+        self.process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+        fields = json.loads(self.line())
+        self.worker_id: str = fields["worker_id"]
+        self.endpoint: str = fields["endpoint"]
+
+    def line(self) -> str:
+        """Return the next line that it prints."""
+        assert self.process.stdout is not None
+        return self.process.stdout.readline().strip()
+
+    def tell(self, what: str) -> None:
+        """Tell it how to end, without waiting for that."""
+        assert self.process.stdin is not None
+        self.process.stdin.write(what + "\n")
+        self.process.stdin.flush()
+
+    def end(self, what: str) -> int:
+        """Tell it how to end, and return its exit status."""
+        self.tell(what)
+        return self.process.wait(30)
+
+    def signal(self, number: signal.Signals) -> int:
+        """Send it a signal that ends it, and return its exit status."""
+        self.process.send_signal(number)
+        return self.process.wait(30)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.process.kill()
+        self.process.wait(20)
+        for stream in (self.process.stdin, self.process.stdout):
+            if stream is not None:
+                stream.close()
+
+
+def main() -> None:
+    """Publish, and end as told."""
+    parser = argparse.ArgumentParser()
+    parser.add_argument("registry")
+    parser.add_argument("name")
+    parser.add_argument("--port", type=int, default=0)
+    parser.add_argument("--heartbeat", type=float, default=30.0)
+    parser.add_argument("--tensors", type=int, default=4)
+    parser.add_argument("--handler", choices=["exit", "return", "ignore"])
+    given = parser.parse_args()
+    _set_handler(given.handler)
+    settings = Settings(worker_grpc_port=given.port, heartbeat_interval=given.heartbeat)
+    worker = Worker(given.registry, settings=settings)
+    material = make_material(given.tensors, identity=SourceIdentity(model_name=given.name))
+    publication = worker.publish(material)
+    assert publication.wait_ready(20)
+    _say(json.dumps({"worker_id": worker.worker_id, "endpoint": publication.endpoint}))
+    _end(sys.stdin.readline().strip(), publication)
+
+
+def _end(how: str, publication: Publication) -> None:
+    """Return, which leaves the rest to the interpreter's end, or do something else first."""
+    match how:
+        case "exit":
+            sys.exit(3)
+        case "close":
+            _say("closing")
+            publication.close()
+            _say("closed")
+            sys.stdin.readline()
+        case "fork":
+            _fork(publication)
+
+
+def _fork(publication: Publication) -> None:
+    """Let one child end by itself and one by SIGTERM, both inside the parent's `with` block."""
+    for number in (0, signal.SIGTERM):
+        if os.fork() == 0:
+            with publication:
+                os.kill(os.getpid(), number)
+                sys.exit(0)
+        _, status = os.wait()
+        _say(str(os.waitstatus_to_exitcode(status)))
+    sys.stdin.readline()
+
+
+def _set_handler(kind: str | None) -> None:
+    def handle(number: int, frame: FrameType | None) -> None:
+        _say("handled")
+        if kind == "exit":
+            sys.exit(5)
+
+    if kind == "ignore":
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    elif kind is not None:
+        signal.signal(signal.SIGTERM, handle)
+
+
+def _say(line: str) -> None:
+    sys.stdout.write(line + "\n")
+    sys.stdout.flush()
+
+
+if __name__ == "__main__":
+    main()
