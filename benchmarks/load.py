@@ -36,7 +36,7 @@ class Scope:
     nbytes: int = 4 << 30
     tensors: int = 300
     many: int = 20_000
-    rounds: int = 3
+    rounds: int = 5
     idle_seconds: float = 60.0
     folder: Scale = "demo"
 

@@ -45,8 +45,9 @@ def main() -> None:
 
 @contextmanager
 def alone() -> Iterator[None]:
-    """Wait until no other setup runs in this folder; the lock ends with the process at the latest."""
+    """Wait until no other setup runs in this folder; the lock ends with this process and its children at the latest."""
     folder = os.open(ROOT, os.O_RDONLY)
+    os.set_inheritable(folder, True)
     try:
         try:
             fcntl.flock(folder, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -101,7 +102,8 @@ def pip(*arguments: str) -> None:
 
 def run(command: list[str], remedy: str) -> None:
     """Run a command; where it fails, say so and end."""
-    status = subprocess.run(command).returncode
+    # A pip that outlives this process keeps the lock, with the descriptors that it inherits.
+    status = subprocess.run(command, close_fds=False).returncode
     if status != 0:
         sys.exit(f"setup: {' '.join(command)} failed with status {status}: {remedy}, then run `make setup` again")
 
@@ -112,4 +114,7 @@ def say(text: str) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    try:
+        main()
+    except KeyboardInterrupt:
+        sys.exit("setup: interrupted: run `make setup` again, it starts anew")

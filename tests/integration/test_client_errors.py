@@ -41,7 +41,9 @@ def grpc_server() -> Iterator[Callable[[bytes], str]]:
 
     def start(answer: bytes | None) -> str:
         if answer is not None:
-            handler: grpc.RpcMethodHandler[bytes, bytes] = grpc.unary_unary_rpc_method_handler(lambda _request, _context: answer)
+            handler: grpc.RpcMethodHandler[bytes, bytes] = grpc.unary_unary_rpc_method_handler(
+                lambda _request, _context: answer
+            )
             calls = {"ListSources": handler, "GetMetadata": handler}
             server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(SERVICE_NAME, calls),))
         port = server.add_insecure_port("127.0.0.1:0")

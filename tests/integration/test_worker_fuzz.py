@@ -139,7 +139,7 @@ def test_endless_names_are_refused_in_few_words(victim: Victim, field: str) -> N
         with pytest.raises(grpc.RpcError) as caught:
             stub.AcquireLease(request, timeout=5)
         assert caught.value.code() is grpc.StatusCode.FAILED_PRECONDITION
-        assert len(caught.value.details()) < 1000
+        assert len(caught.value.details() or "") < 1000
         request.reader_host = "é" * 5_000_000
         with pytest.raises(grpc.RpcError) as caught:
             stub.AcquireLease(request, timeout=5)

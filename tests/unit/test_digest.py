@@ -1,12 +1,10 @@
 """The chunk digest: C and numpy against fixed vectors, a definition in plain integers, and each other."""
 
 import doctest
-import json
 import subprocess
 import sys
 import threading
 from collections.abc import Callable
-from pathlib import Path
 from types import ModuleType
 from typing import Any
 
@@ -15,6 +13,7 @@ import numpy.typing as npt
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from tests.support.digest_inputs import VECTORS, Bytes, Column, column, random_bytes, vector_bytes
 
 from modelexpress.transfer import digest_numpy
 from modelexpress.transfer.digest import (
@@ -29,32 +28,9 @@ LINE = 1024
 COPY_PIECE = 128 * LINE
 BOUNDARIES = [0, 1, 7, 8, 9, 1023, 1024, 1025, 2047, 2048, 2049]
 LARGE = [COPY_PIECE - 1, COPY_PIECE, COPY_PIECE + 1, 2 * COPY_PIECE + LINE, 3 * 1024**2 + 13]
-VECTORS = json.loads((Path(__file__).parents[1] / "data" / "digest_vectors.json").read_text())
-
-Bytes = npt.NDArray[np.uint8]
-Column = npt.NDArray[np.uint64]
-
-
-def column(*numbers: int) -> Column:
-    return np.array(numbers, dtype=np.uint64)
-
-
-def random_bytes(length: int, seed: int = 0) -> Bytes:
-    return np.random.default_rng(seed).integers(0, 256, length, dtype=np.uint8)
-
 
 def address(array: npt.NDArray[Any]) -> int:
     return int(array.ctypes.data)
-
-
-def vector_bytes(pattern: str, length: int) -> bytes:
-    """The inputs that digest_vectors.json describes."""
-    if pattern == "zeros":
-        return bytes(length)
-    if pattern == "ones":
-        return b"\xff" * length
-    words = np.arange(1, length // 8 + 2, dtype=np.uint64) * np.uint64(0x9E3779B97F4A7C15)
-    return words.astype("<u8").tobytes()[:length]
 
 
 def plain_key(index: int) -> int:

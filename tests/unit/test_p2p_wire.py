@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+from collections.abc import Callable
 
 import pytest
 from hypothesis import given
@@ -167,6 +168,6 @@ def test_a_refused_publication_says_why() -> None:
         registry_answers.decode_updated,
     ],
 )
-def test_an_answer_that_is_none_is_named(decode: "type[object]") -> None:
+def test_an_answer_that_is_none_is_named(decode: Callable[[bytes], object]) -> None:
     with pytest.raises(RegistryProtocolError, match="Response"):
-        decode(b"\xff")  # type: ignore[call-arg]
+        decode(b"\xff")

@@ -3,6 +3,7 @@
 import asyncio
 import dataclasses
 import json
+import sys
 import time
 from typing import Annotated
 
@@ -51,10 +52,8 @@ def sources(
     """Show who holds which weights and caches, and when they were last heard."""
     found = asyncio.run(_fetch(registry, model, None if everything else SourceStatus.READY, limit))
     found.sort(key=lambda source: (source.model, source.source_id, source.rank, source.worker_id))
-    console = Console()
-    if not console.is_terminal:
-        # Nothing to fit into: a row is a line, for grep.
-        console.width = _FILE_WIDTH
+    # Where there is no terminal to fit into, a row is a line, for grep.
+    console = Console(width=None if sys.stdout.isatty() else _FILE_WIDTH)
     if as_json:
         # Not through rich, which would wrap the lines.
         typer.echo(json.dumps({"sources": [dataclasses.asdict(source) for source in found]}, indent=1))

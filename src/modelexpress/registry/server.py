@@ -38,7 +38,7 @@ _OPTIONS = (
     ("grpc.server_handshake_timeout_ms", 10_000),
     ("grpc.max_connection_idle_ms", 600_000),
     ("grpc.max_concurrent_streams", 256),
-    # Workers ping between heartbeats to find a dead registry.
+    # A client may ping on a quiet connection, to find out early that the registry is gone.
     ("grpc.http2.min_ping_interval_without_data_ms", 10_000),
     ("grpc.keepalive_permit_without_calls", 1),
 )

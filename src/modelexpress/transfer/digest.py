@@ -80,8 +80,8 @@ def digest_many(addresses: Column, lengths: Column) -> Column:
         ValueError: The arrays are not columns of one length, or a range starts at address 0 or passes the
             end of the address space.
     """
-    addresses, lengths = _columns(addresses, lengths)
-    _check_ranges(addresses, lengths)
+    addresses, lengths = columns(addresses, lengths)
+    check_ranges(addresses, lengths)
     digests = np.empty(len(lengths), dtype=np.uint64)
     _functions.digest_many(addresses, lengths, digests)
     return digests
@@ -105,9 +105,9 @@ def copy_digest_many(destinations: Column, sources: Column, lengths: Column) -> 
         TypeError: As `digest_many`.
         ValueError: As `digest_many`, or a range overlaps its own destination.
     """
-    destinations, sources, lengths = _columns(destinations, sources, lengths)
-    _check_ranges(destinations, lengths)
-    _check_ranges(sources, lengths)
+    destinations, sources, lengths = columns(destinations, sources, lengths)
+    check_ranges(destinations, lengths)
+    check_ranges(sources, lengths)
     apart = (destinations + lengths <= sources) | (sources + lengths <= destinations)
     _refuse(~apart & (lengths > 0), "overlaps its destination")
     digests = np.empty(len(lengths), dtype=np.uint64)
@@ -120,8 +120,13 @@ def implementation() -> Implementation:
     return _implementation
 
 
-def _columns(*arrays: Column) -> tuple[Column, ...]:
-    """The arrays as contiguous columns; a field of a structured array comes as a strided one."""
+def columns(*arrays: Column) -> tuple[Column, ...]:
+    """The arrays as contiguous columns; a field of a structured array comes as a strided one.
+
+    Raises:
+        TypeError: One is not a uint64 array.
+        ValueError: They are not columns of one length.
+    """
     for array in arrays:
         if not isinstance(array, np.ndarray) or array.dtype != np.uint64:
             found = getattr(array, "dtype", type(array).__name__)
@@ -131,7 +136,8 @@ def _columns(*arrays: Column) -> tuple[Column, ...]:
     return tuple(np.ascontiguousarray(array) for array in arrays)
 
 
-def _check_ranges(addresses: Column, lengths: Column) -> None:
+def check_ranges(addresses: Column, lengths: Column) -> None:
+    """Raise ValueError if a range starts at address 0 or passes the end of the address space."""
     _refuse((addresses == 0) & (lengths > 0), "starts at address 0")
     _refuse(addresses + lengths < addresses, "passes the end of the address space")
 

@@ -50,7 +50,7 @@ def digests_from_sums(sums: npt.NDArray[np.uint64], lengths: Column) -> Column:
         lengths: Bytes of each range.
     """
     key = _folded(keys(LENGTH_KEY, 1))
-    # Each of the summands is below 2^62 and the first below 2^61 + 8: together they fit 64 bits.
+    # Three summands below 2^62 fit 64 bits.
     total = _folded(sums[:, 0]) + _times_half(sums[:, 1]) + _product(lengths, key)
     digests: Column = total % _PRIME
     return digests

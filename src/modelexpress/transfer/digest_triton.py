@@ -4,17 +4,23 @@ Needs torch with CUDA and Triton (`pip install modelexpress[cuda]`). Nothing imp
 memory is to be digested.
 """
 
+import subprocess
 from collections.abc import Iterable
+from typing import Final
 
 import numpy as np
 import numpy.typing as npt
 import torch
+from triton.errors import TritonError
 
 from modelexpress.errors import DeviceError
 from modelexpress.transfer.digest import Column, check_ranges, columns, digest
 from modelexpress.transfer.digest_kernel import DEFAULT_SHAPE, Shape, add_tiles
 from modelexpress.transfer.digest_numpy import LINE_WORDS, keys
 from modelexpress.transfer.digest_tiles import Tiles, cut_tiles, digests_from_sums
+
+# CUDA's own; the kernel's compiler; the C compiler that builds its launcher; the folder of Triton's cache.
+_FAILURES: Final = (RuntimeError, TritonError, subprocess.SubprocessError, OSError)
 
 
 class DeviceDigests:
@@ -75,19 +81,18 @@ class DeviceDigests:
                 sums = self._launch(tiles)
                 finished = torch.cuda.Event(blocking=True)  # waiting sleeps: the core is needed elsewhere
                 finished.record(self.stream)
-        except RuntimeError as error:
+        except _FAILURES as error:
             raise DeviceError(f"digests of {len(lengths)} ranges could not start: {error}") from error
         return PendingDigests(lengths, sums, finished)
 
     def _launch(self, tiles: Tiles) -> torch.Tensor:
         """Enqueue tables, kernel and the copy back; return the sums, in pinned memory that fills later."""
-        ranges, owners = self._upload(tiles.ranges), self._upload(tiles.owners)
         sums = torch.zeros((len(tiles.ranges), 2), dtype=torch.int64, device=self._device)
         if len(tiles.owners):
             shape = self._shape
             add_tiles[(len(tiles.owners),)](
-                ranges,
-                owners,
+                self._upload(tiles.ranges),
+                self._upload(tiles.owners),
                 self._keys,
                 sums,
                 tile_lines=shape.tile,
@@ -95,7 +100,7 @@ class DeviceDigests:
                 lanes=shape.lanes,
                 num_warps=shape.warps,
             )
-        # The tables may be let go now: torch hands their memory only to what follows on this stream.
+        # Tables and sums may be let go: torch hands their memory only to what follows on this stream.
         host = torch.empty(sums.shape, dtype=torch.int64, pin_memory=True)
         return host.copy_(sums, non_blocking=True)
 

@@ -1,11 +1,14 @@
 """Conversions between the messages of `model_express.p2p` and our dataclasses, field by field."""
 
 from collections.abc import Iterable
+from typing import TypeVar
 
 from modelexpress.errors import IdentityError
 from modelexpress.identity import BackendFramework, SourceIdentity, SourceType
 from modelexpress.wire import p2p_pb2
 from modelexpress.wire.records import ArtifactSummary, SourceRef, SourceStatus, TensorDescriptor, WorkerRecord
+
+_Enum = TypeVar("_Enum", SourceType, BackendFramework)
 
 
 def identity_to_message(identity: SourceIdentity) -> p2p_pb2.SourceIdentity:
@@ -46,9 +49,9 @@ def identity_from_message(message: p2p_pb2.SourceIdentity) -> SourceIdentity:
     """
     return SourceIdentity(
         mx_version=message.mx_version,
-        mx_source_type=SourceType(_known(SourceType, message.mx_source_type)),
+        mx_source_type=_known(SourceType, message.mx_source_type),
         model_name=message.model_name,
-        backend_framework=BackendFramework(_known(BackendFramework, message.backend_framework)),
+        backend_framework=_known(BackendFramework, message.backend_framework),
         tensor_parallel_size=message.tensor_parallel_size,
         pipeline_parallel_size=message.pipeline_parallel_size,
         expert_parallel_size=message.expert_parallel_size,
@@ -171,10 +174,11 @@ def status_from_number(number: int) -> SourceStatus:
         return SourceStatus.UNKNOWN
 
 
-def _known(kind: type[SourceType] | type[BackendFramework], number: int) -> int:
-    if number not in kind._value2member_map_:
-        raise IdentityError(f"{kind.__name__} has no member {number}: this registry is older than its caller")
-    return number
+def _known(kind: type[_Enum], number: int) -> _Enum:
+    try:
+        return kind(number)
+    except ValueError:
+        raise IdentityError(f"{kind.__name__} has no member {number}: a newer version is needed to read it") from None
 
 
 def _artifact_to_message(artifact: ArtifactSummary) -> p2p_pb2.ArtifactSourceMetadata:

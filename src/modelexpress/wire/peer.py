@@ -23,6 +23,7 @@ BLOCK_BYTES = 1 << 20
 MOST_TENSORS = 1 << 20
 MOST_DIMENSIONS = 64
 MOST_DIGESTS = 1 << 25
+MOST_MANIFEST_BYTES = 1 << 29
 MOST_REGIONS = 1 << 16
 MOST_TRANSPORTS = 16
 MOST_FILES = 1000
@@ -169,16 +170,20 @@ def read_pages(
     """
     tensors: list[TensorSpec] = []
     digests = [np.empty(0, np.uint64)]
-    count = 0
+    count = nbytes = 0
     for page in pages:
+        nbytes += page.ByteSize()
         if not page.names:
             raise MessageInvalid("a manifest page without tensors")
         found = list(_page_tensors(page))
         chunks = sum(-(-tensor.nbytes // head.chunk_bytes) for tensor in found)
         tensors += found
         count += chunks
-        if len(tensors) > head.tensor_count or count > MOST_DIGESTS:
-            raise MessageInvalid(f"more than {head.tensor_count} tensors or {MOST_DIGESTS} chunks")
+        if len(tensors) > head.tensor_count or count > MOST_DIGESTS or nbytes > MOST_MANIFEST_BYTES:
+            raise MessageInvalid(
+                f"{len(tensors)} tensors in {count} chunks, described in {nbytes} bytes; the limits are "
+                f"{head.tensor_count}, {MOST_DIGESTS} and {MOST_MANIFEST_BYTES}"
+            )
         if chunks != len(page.digests):
             raise MessageInvalid(f"a manifest page has {len(page.digests)} digests for {chunks} chunks")
         digests.append(np.fromiter(page.digests, np.uint64, chunks))
