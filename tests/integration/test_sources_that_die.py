@@ -8,11 +8,11 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import save_file
+from tests.support.sources import SourceProcess, tensors
 
 import modelexpress as mx
 from modelexpress.errors import LoadError, PartialModel, PeerError, TransportError
 from modelexpress.peer import PeerClient
-from tests.support.sources import SourceProcess, tensors
 
 MEGABYTES = 128
 TOTAL = MEGABYTES << 20
@@ -21,7 +21,7 @@ WINDOW_BYTES = 4 << 20
 
 
 def settings(transport: str) -> mx.Settings:
-    return mx.Settings(transport=transport, chunk_bytes=1 << 20, stall_timeout=5)
+    return mx.Settings.model_validate({"transport": transport, "chunk_bytes": 1 << 20, "stall_timeout": 5})
 
 
 @pytest.fixture
@@ -93,9 +93,7 @@ def test_storage_finishes_when_the_only_source_died(
     assert right(model)
 
 
-def test_a_local_load_survives_its_source_or_goes_on_elsewhere(
-    registry: str, identity: mx.SourceIdentity
-) -> None:
+def test_a_local_load_survives_its_source_or_goes_on_elsewhere(registry: str, identity: mx.SourceIdentity) -> None:
     model = empty()
     with (
         SourceProcess(registry, identity, MEGABYTES, transport="local") as first,

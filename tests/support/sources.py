@@ -63,7 +63,7 @@ def main() -> None:
     for name in ("registry", "name", "megabytes", "transport", "seed"):
         parser.add_argument(name)
     given = parser.parse_args()
-    settings = mx.Settings(transport=given.transport, worker_grpc_port=0, chunk_bytes=1 << 20)
+    settings = mx.Settings.model_validate({"transport": given.transport, "worker_grpc_port": 0, "chunk_bytes": 1 << 20})
     identity = mx.SourceIdentity(model_name=given.name)
     model = tensors(int(given.megabytes), int(given.seed))
     with mx.publish(model, identity, registry=given.registry, settings=settings) as publication:

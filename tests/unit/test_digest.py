@@ -29,6 +29,7 @@ COPY_PIECE = 128 * LINE
 BOUNDARIES = [0, 1, 7, 8, 9, 1023, 1024, 1025, 2047, 2048, 2049]
 LARGE = [COPY_PIECE - 1, COPY_PIECE, COPY_PIECE + 1, 2 * COPY_PIECE + LINE, 3 * 1024**2 + 13]
 
+
 def address(array: npt.NDArray[Any]) -> int:
     return int(array.ctypes.data)
 

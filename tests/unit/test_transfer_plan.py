@@ -149,7 +149,7 @@ def test_manifests_that_contradict_themselves_are_refused() -> None:
     one = spec("a", 0, 0, 10)
     with pytest.raises(ManifestInvalid, match="twice"):
         manifest_of([one, one], (100,), 64)
-    with pytest.raises(ManifestInvalid, match="digests, not 3|need as many"):
+    with pytest.raises(ManifestInvalid, match="digests, not 3"):
         Manifest(Scope.MODULE, 64, (100,), (one,), np.zeros(3, np.uint64))
     with pytest.raises(ManifestInvalid, match="same version"):
         Manifest(Scope.MODULE, 64, (100,), (one,), np.zeros(1, np.uint64), digest_algorithm="md5")

@@ -1,11 +1,9 @@
 """`mx demo`: a registry, a replica that loads from disk, and two that load from peers."""
 
 import json
-import subprocess
-import sys
 import tempfile
-from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -13,17 +11,15 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
+from modelexpress.cli.child import child, private_registry
 from modelexpress.cli.demo_replica import DISK, PEER
 from modelexpress.cli.ending import clean_up_when_terminated
 from modelexpress.cli.options import JsonOption
 from modelexpress.errors import ModelExpressError
 
-_PATIENCE = 10.0
-"""Seconds that a process gets to end by itself."""
-
 
 class DemoFailed(ModelExpressError):
-    """A process of the demonstration ended early, or the replicas disagree."""
+    """The replicas do not agree."""
 
 
 def demo(
@@ -54,67 +50,13 @@ def _run(folder: Path, tiny: bool, console: Console, stack: ExitStack) -> list[d
     console.print(f"building the model in {folder} …")
     build_demo_model(folder, scale="tiny" if tiny else "demo")
     console.print("starting a registry …")
-    serve = ["modelexpress.cli", "serve", "--listen", "127.0.0.1:0", "--store", "memory"]
-    registry = stack.enter_context(_process(serve)).address()
+    registry = stack.enter_context(private_registry())
     accounts = []
     for number, origin in enumerate((DISK, PEER, PEER), start=1):
         console.print(f"starting replica {number}, which loads from {'disk' if origin == DISK else 'a peer'} …")
-        arguments = ["modelexpress.cli.demo_replica", str(folder), registry, origin]
-        accounts.append(stack.enter_context(_process(arguments)).account())
+        replica = stack.enter_context(child("-m", "modelexpress.cli.demo_replica", folder, registry, origin))
+        accounts.append(replica.answer())
     return accounts
-
-
-class _Process:
-    """A child that tells something as a JSON line on standard output."""
-
-    def __init__(self, arguments: Sequence[str]) -> None:
-        self._name = arguments[0]
-        self._child = subprocess.Popen(
-            [sys.executable, "-m", *arguments],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            text=True,
-            start_new_session=True,  # Ctrl-C reaches this process alone, which ends the others in order
-        )
-
-    def line(self) -> str:
-        """Return the next line that the child prints."""
-        assert self._child.stdout is not None
-        line = self._child.stdout.readline()
-        if not line:
-            raise DemoFailed(f"{self._name} ended with status {self._child.wait(_PATIENCE)}: its messages are above")
-        return line.strip()
-
-    def address(self) -> str:
-        """Return the address that a registry says it listens on."""
-        return self.line().rsplit(" ", 1)[-1]
-
-    def account(self) -> dict[str, Any]:
-        """Return what a replica says it did."""
-        account: dict[str, Any] = json.loads(self.line())
-        return account
-
-    def end(self) -> None:
-        """Ask the child to end, and see to it that it does."""
-        if self._child.stdin is not None:
-            self._child.stdin.close()
-        self._child.terminate()
-        try:
-            self._child.wait(_PATIENCE)
-        except subprocess.TimeoutExpired:
-            self._child.kill()
-            self._child.wait()
-        if self._child.stdout is not None:
-            self._child.stdout.close()
-
-
-@contextmanager
-def _process(arguments: Sequence[str]) -> Iterator[_Process]:
-    process = _Process(arguments)
-    try:
-        yield process
-    finally:
-        process.end()
 
 
 def _show(accounts: Sequence[dict[str, Any]], console: Console) -> None:

@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.console import Console
 
 from modelexpress.cli.options import JsonOption, RegistryOption
 from modelexpress.identity import SourceIdentity
@@ -51,11 +50,10 @@ def publish(
             "model_name": chosen.model_name,
         }
         if as_json:
-            print(json.dumps(fields), flush=True)  # noqa: T201
+            typer.echo(json.dumps(fields))
         else:
-            Console().print(
-                f"serving [bold]{chosen.model_name}[/] as {publication.source_id} at {publication.endpoint}; "
-                "stop with Ctrl-C"
+            typer.echo(
+                f"serving {chosen.model_name} as {publication.source_id} at {publication.endpoint}; stop with Ctrl-C"
             )
         stop.wait()
 

@@ -19,6 +19,7 @@ def pull(
 ) -> None:
     """Get a complete, loadable checkpoint folder from a peer. It appears when every byte is verified, or not at all."""
     from modelexpress.cli.ending import clean_up_when_terminated
+    from modelexpress.cli.printable import printable
     from modelexpress.cli.progress import progress_bar
     from modelexpress.weights.pull_folder import pull_folder
 
@@ -33,4 +34,4 @@ def pull(
             overwrite=overwrite,
             progress=progress,
         )
-    typer.echo(report.json() if as_json else f"{report}\nwritten to {out}")
+    typer.echo(report.json() if as_json else printable(f"{report}\nwritten to {out}"))
