@@ -13,10 +13,10 @@ from collections.abc import Iterator
 from contextlib import AbstractContextManager, ExitStack
 from pathlib import Path
 
-from benchmarks.footprint import idle_cost, import_seconds, peak_bytes_over
-from benchmarks.side_by_side import compare_folder
 from rich.console import Console
 
+from benchmarks.footprint import idle_cost, import_seconds, peak_bytes_over
+from benchmarks.side_by_side import compare_folder
 from modelexpress.cli.bench_runs import LIMITS, Say, Timings, time_loads
 from modelexpress.cli.child import Child, child, private_registry
 from modelexpress.cli.demo_model import Scale

@@ -6,7 +6,6 @@ from contextlib import ExitStack
 from pathlib import Path
 
 from benchmarks.folder_load import WAYS
-
 from modelexpress.cli.bench_runs import Say
 from modelexpress.cli.child import Child, child, private_registry
 from modelexpress.cli.demo_model import Scale, build_demo_model

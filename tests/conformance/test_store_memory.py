@@ -1,9 +1,9 @@
 """The memory store passes the conformance suite."""
 
 import pytest
-from tests.conformance.store import StoreConformance
 
 from modelexpress.registry.store import Store, open_store
+from tests.conformance.store import StoreConformance
 
 
 class TestMemoryStore(StoreConformance):

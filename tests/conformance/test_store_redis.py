@@ -3,10 +3,10 @@
 from collections.abc import AsyncIterator, Iterator
 
 import pytest
-from tests.conformance.store import StoreConformance
-from tests.support.redis_server import RedisServer
 
 from modelexpress.registry.store import Store, open_store
+from tests.conformance.store import StoreConformance
+from tests.support.redis_server import RedisServer
 
 
 @pytest.fixture(scope="module")

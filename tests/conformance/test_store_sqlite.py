@@ -4,9 +4,9 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
-from tests.conformance.store import StoreConformance
 
 from modelexpress.registry.store import Store, open_store
+from tests.conformance.store import StoreConformance
 
 
 class TestSqliteStore(StoreConformance):

@@ -3,10 +3,10 @@
 from collections.abc import Iterator
 
 import pytest
-from tests.conformance.transport import BIG, PROMPT, REPEATS, Target, TransportConformance, long_read
-from tests.support.transport_source import TOKEN, Exported, TransportSource, content, make
 
 from modelexpress.transport import Transport
+from tests.conformance.transport import BIG, PROMPT, REPEATS, Target, TransportConformance, long_read
+from tests.support.transport_source import TOKEN, Exported, TransportSource, content, make
 
 
 class TestLocal(TransportConformance):

@@ -7,11 +7,11 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from tests.conformance.transport import BIG, PROMPT, Target, TransportConformance, long_read
-from tests.support.transport_source import TOKEN, Exported, TransportSource, make
 
 from modelexpress.errors import PeerLost, TransferTimeout
 from modelexpress.transport import Transport
+from tests.conformance.transport import BIG, PROMPT, Target, TransportConformance, long_read
+from tests.support.transport_source import TOKEN, Exported, TransportSource, make
 
 
 class TestTcp(TransportConformance):

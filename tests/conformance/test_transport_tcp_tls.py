@@ -5,10 +5,10 @@ import subprocess
 from pathlib import Path
 
 import pytest
-from tests.conformance.test_transport_tcp import TestTcp as _Plain
-from tests.support.transport_source import TOKEN, Exported, make
 
 from modelexpress.errors import TransportUnavailable
+from tests.conformance.test_transport_tcp import TestTcp as _Plain
+from tests.support.transport_source import TOKEN, Exported, make
 
 pytestmark = pytest.mark.skipif(shutil.which("openssl") is None, reason="the command openssl makes the certificate")
 

@@ -14,8 +14,6 @@ import pytest
 from hypothesis import example, given
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
-from tests.support.transport_source import TOKEN, Exported, TransportSource, Usage, content
-from tests.support.waiting import wait_until
 
 from modelexpress.errors import (
     AccessDenied,
@@ -26,6 +24,8 @@ from modelexpress.errors import (
     TransportUnavailable,
 )
 from modelexpress.transport import Reader, Run, Transfer, Transport
+from tests.support.transport_source import TOKEN, Exported, TransportSource, Usage, content
+from tests.support.waiting import wait_until
 
 MIB = 1 << 20
 BIG = 16 * MIB

@@ -6,11 +6,11 @@ import sys
 from collections.abc import Iterator
 
 import pytest
-from tests.support.publications import LLAMA, QWEN, record
-from tests.support.registries import RegistryProcess
 
 from modelexpress.client import Client
 from modelexpress.wire.records import SourceStatus
+from tests.support.publications import LLAMA, QWEN, record
+from tests.support.registries import RegistryProcess
 
 
 @pytest.fixture(scope="module")

@@ -10,13 +10,13 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import grpc
 import pytest
-from tests.support.publications import LLAMA, record
-from tests.support.registries import RegistryProcess
 
 from modelexpress.client import AsyncClient, Client
 from modelexpress.errors import RegistryError, RegistryProtocolError, RegistryUnreachable
 from modelexpress.wire.p2p_service import SERVICE_NAME
 from modelexpress.wire.records import SourceStatus
+from tests.support.publications import LLAMA, record
+from tests.support.registries import RegistryProcess
 
 
 class Silent(BaseHTTPRequestHandler):

@@ -5,11 +5,11 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import save_file
-from tests.support.loading import SMALL, new_identity
 from torch import nn
 
 import modelexpress as mx
 from modelexpress.errors import CheckpointError, LoadError, NoSourceFound, RegistryUnreachable
+from tests.support.loading import SMALL, new_identity
 
 
 @pytest.fixture

@@ -5,13 +5,13 @@ from collections.abc import Iterator
 from dataclasses import replace
 
 import pytest
-from tests.support.materials import SETTINGS, make_material, new_identity
-from tests.support.registries import RegistryProcess
-from tests.support.waiting import wait_until
 
 from modelexpress.client import Client
 from modelexpress.peer import HOST_TOPOLOGY, PeerClient, Publication, PublicationState, Worker, host_id
 from modelexpress.wire.records import SourceRef, SourceStatus
+from tests.support.materials import SETTINGS, make_material, new_identity
+from tests.support.registries import RegistryProcess
+from tests.support.waiting import wait_until
 
 BEATING = SETTINGS.model_copy(update={"heartbeat_interval": 0.1})
 

@@ -6,16 +6,16 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from tests.support.materials import new_identity
-from tests.support.publisher import Publisher
-from tests.support.registries import RegistryProcess
-from tests.support.waiting import wait_until
 
 from modelexpress.client import Client
 from modelexpress.errors import SourceGone
 from modelexpress.identity import SourceIdentity
 from modelexpress.peer import PeerClient
 from modelexpress.wire.records import SourceStatus
+from tests.support.materials import new_identity
+from tests.support.publisher import Publisher
+from tests.support.registries import RegistryProcess
+from tests.support.waiting import wait_until
 
 
 @pytest.fixture

@@ -6,13 +6,13 @@ from pathlib import Path
 
 import pytest
 import torch
-from tests.support.materials import new_identity
-from tests.support.registries import RegistryProcess
-from tests.support.sources import SourceProcess, tensors
 
 import modelexpress as mx
 from modelexpress.peer import PeerClient
 from modelexpress.wire.records import SourceStatus
+from tests.support.materials import new_identity
+from tests.support.registries import RegistryProcess
+from tests.support.sources import SourceProcess, tensors
 
 MEGABYTES = 64
 SETTINGS = mx.Settings(transport="tcp", chunk_bytes=1 << 20)

@@ -5,12 +5,12 @@ import json
 
 import pytest
 import torch
-from tests.support.loading import LOCAL, SMALL, TCP, load_into, new_identity
-from tests.support.models import Sample, equal, flaw, raw
 from torch import nn
 
 import modelexpress as mx
 from modelexpress.memory import HostArena
+from tests.support.loading import LOCAL, SMALL, TCP, load_into, new_identity
+from tests.support.models import Sample, equal, flaw, raw
 
 DTYPES = sorted((v for v in vars(torch).values() if isinstance(v, torch.dtype)), key=str)
 QUANTISED = {torch.qint8, torch.qint32, torch.quint8, torch.quint4x2, torch.quint2x4}

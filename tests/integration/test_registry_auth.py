@@ -8,11 +8,11 @@ import grpc
 import pytest
 import trustme
 from grpc_health.v1 import health_pb2, health_pb2_grpc
-from tests.support.registries import RegistryProcess
 
 from modelexpress.client import AsyncClient, Client
 from modelexpress.errors import ConfigurationError, RegistryError, RegistryProtocolError, RegistryRefused
 from modelexpress.wire.tls import ClientTls
+from tests.support.registries import RegistryProcess
 
 ANYWHERE = "0.0.0.0:0"
 

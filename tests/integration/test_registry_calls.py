@@ -5,12 +5,12 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from tests.support.publications import LLAMA, QWEN, record
-from tests.support.registries import RegistryProcess
 
 from modelexpress.client import Client
 from modelexpress.identity import SourceIdentity, SourceType
 from modelexpress.wire.records import ArtifactSummary, SourceStatus, WorkerRecord
+from tests.support.publications import LLAMA, QWEN, record
+from tests.support.registries import RegistryProcess
 
 
 @pytest.fixture(scope="module")

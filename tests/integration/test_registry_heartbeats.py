@@ -7,11 +7,11 @@ from pathlib import Path
 
 import pytest
 import redis
-from tests.conformance.store import LLAMA, NOW, publication
-from tests.support.redis_server import RedisServer
 
 from modelexpress.registry.store import Store, Update, WorkerState, open_store
 from modelexpress.wire.records import WorkerKey
+from tests.conformance.store import LLAMA, NOW, publication
+from tests.support.redis_server import RedisServer
 
 KEY = WorkerKey(LLAMA, "w0")
 FORBID = "CREATE TRIGGER forbidden BEFORE UPDATE ON publication BEGIN SELECT RAISE(ABORT, 'written again'); END"

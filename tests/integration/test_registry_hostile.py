@@ -9,9 +9,6 @@ import psutil
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from tests.support.publications import LLAMA, record
-from tests.support.registries import RegistryProcess
-from tests.support.waiting import wait_until
 
 from modelexpress.client import Client
 from modelexpress.errors import RegistryRefused
@@ -20,6 +17,9 @@ from modelexpress.wire import p2p_pb2
 from modelexpress.wire.p2p_service import method
 from modelexpress.wire.records import SourceQuery, SourceStatus, StatusUpdate, WorkerKey
 from modelexpress.wire.registry_requests import encode_get, encode_list, encode_publish, encode_update
+from tests.support.publications import LLAMA, record
+from tests.support.registries import RegistryProcess
+from tests.support.waiting import wait_until
 
 METHODS = ("PublishMetadata", "ListSources", "GetMetadata", "UpdateStatus")
 EXPECTED = {grpc.StatusCode.OK, grpc.StatusCode.INVALID_ARGUMENT}

@@ -4,17 +4,17 @@ import time
 from collections.abc import Iterator
 
 import pytest
-from tests.conformance.store import LLAMA as SOURCE
-from tests.conformance.store import NOW, publication
-from tests.support.publications import LLAMA, record
-from tests.support.registries import RegistryProcess
-from tests.support.waiting import wait_until
 
 from modelexpress.client import Client
 from modelexpress.registry.metrics import Metrics
 from modelexpress.registry.reaper import Reaper
 from modelexpress.registry.store import Store, Update, WorkerState, open_store
 from modelexpress.wire.records import SourceQuery, SourceStatus, WorkerKey
+from tests.conformance.store import LLAMA as SOURCE
+from tests.conformance.store import NOW, publication
+from tests.support.publications import LLAMA, record
+from tests.support.registries import RegistryProcess
+from tests.support.waiting import wait_until
 
 HOUR = 3_600_000
 KEY = WorkerKey(SOURCE, "w0")

@@ -10,10 +10,10 @@ import grpc
 import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha.proto_reflection_descriptor_database import ProtoReflectionDescriptorDatabase
-from tests.support.publications import LLAMA, record
-from tests.support.registries import RegistryProcess
 
 from modelexpress.client import Client
+from tests.support.publications import LLAMA, record
+from tests.support.registries import RegistryProcess
 
 
 @pytest.fixture(scope="module")

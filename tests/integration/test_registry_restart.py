@@ -6,16 +6,16 @@ from pathlib import Path
 
 import grpc
 import pytest
-from tests.support.publications import LLAMA, record
-from tests.support.redis_server import RedisServer
-from tests.support.registries import RegistryProcess
-from tests.support.waiting import wait_until
 
 from modelexpress.client import Client
 from modelexpress.errors import RegistryUnreachable
 from modelexpress.wire.p2p_service import method
 from modelexpress.wire.records import SourceStatus
 from modelexpress.wire.registry_requests import encode_publish
+from tests.support.publications import LLAMA, record
+from tests.support.redis_server import RedisServer
+from tests.support.registries import RegistryProcess
+from tests.support.waiting import wait_until
 
 
 @pytest.fixture(params=["sqlite", "redis"])

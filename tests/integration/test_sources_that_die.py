@@ -8,11 +8,11 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import save_file
-from tests.support.sources import SourceProcess, tensors
 
 import modelexpress as mx
 from modelexpress.errors import LoadError, PartialModel, PeerError, TransportError
 from modelexpress.peer import PeerClient
+from tests.support.sources import SourceProcess, tensors
 
 MEGABYTES = 128
 TOTAL = MEGABYTES << 20

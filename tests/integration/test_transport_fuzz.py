@@ -10,14 +10,14 @@ import pytest
 from hypothesis import given
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
-from tests.conformance.transport import MIB, Target
-from tests.support.transport_source import TOKEN, Exported, TransportSource, content, make
-from tests.support.waiting import wait_until
 
 from modelexpress.transport import Run
 from modelexpress.transport.greeting import Greeting
 from modelexpress.transport.server import MAX_CONNECTIONS, MAX_STRANGERS
 from modelexpress.transport.tcp_protocol import encode_request
+from tests.conformance.transport import MIB, Target
+from tests.support.transport_source import TOKEN, Exported, TransportSource, content, make
+from tests.support.waiting import wait_until
 
 GROWTH = 48 * MIB
 """What the allocators of a process may keep after a storm."""

@@ -10,15 +10,15 @@ import psutil
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tests.support.materials import acquire, client_of, make_material, new_identity, worker_server
-from tests.support.publisher import Publisher
-from tests.support.waiting import wait_until
 
 from modelexpress.errors import SourceBusy
 from modelexpress.identity import SourceIdentity
 from modelexpress.peer import PeerClient
 from modelexpress.peer.shelf import MOST_LEASES
 from modelexpress.wire import p2p_pb2, peer_pb2, peer_pb2_grpc
+from tests.support.materials import acquire, client_of, make_material, new_identity, worker_server
+from tests.support.publisher import Publisher
+from tests.support.waiting import wait_until
 
 TENSORS = 20_000
 MOST_GROWTH = 64 << 20

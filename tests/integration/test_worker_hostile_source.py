@@ -11,10 +11,6 @@ import pytest
 import torch
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
-from tests.support.hostile_worker import HOSTILE, Babbler, HostileWorker, Lie
-from tests.support.lies import CONTENT_LIES, FILE_PATHS, HARMLESS_LIES, MANIFEST_LIES, TRANSPORT_LIES
-from tests.support.materials import SETTINGS, make_material, worker_server
-from tests.support.waiting import wait_until
 
 import modelexpress as mx
 from modelexpress.client import Client
@@ -22,6 +18,10 @@ from modelexpress.errors import ModelExpressError, NoSourceFound, PartialModel
 from modelexpress.peer import HeldLease, Material, PeerClient
 from modelexpress.wire.peer import LeaseGrant, ManifestHead
 from modelexpress.wire.records import FileSpec, SourceStatus, WorkerRecord
+from tests.support.hostile_worker import HOSTILE, Babbler, HostileWorker, Lie
+from tests.support.lies import CONTENT_LIES, FILE_PATHS, HARMLESS_LIES, MANIFEST_LIES, TRANSPORT_LIES
+from tests.support.materials import SETTINGS, make_material, worker_server
+from tests.support.waiting import wait_until
 
 REFUSED = MANIFEST_LIES | TRANSPORT_LIES
 ALL_LIES = REFUSED | CONTENT_LIES

@@ -7,6 +7,12 @@ import threading
 from collections import Counter
 
 import pytest
+
+from modelexpress.errors import ConfigurationError, IdentityError, PeerUnreachable, TransportError
+from modelexpress.identity import SourceIdentity
+from modelexpress.peer import PeerClient, PublicationState, Worker
+from modelexpress.peer.server import WorkerServer
+from modelexpress.transport import available
 from tests.support.materials import (
     SETTINGS,
     acquire,
@@ -18,12 +24,6 @@ from tests.support.materials import (
     worker_server,
 )
 from tests.support.waiting import wait_until
-
-from modelexpress.errors import ConfigurationError, IdentityError, PeerUnreachable, TransportError
-from modelexpress.identity import SourceIdentity
-from modelexpress.peer import PeerClient, PublicationState, Worker
-from modelexpress.peer.server import WorkerServer
-from modelexpress.transport import available
 
 
 def descriptors() -> Counter[str]:

@@ -6,8 +6,6 @@ from collections.abc import Callable
 import grpc
 import numpy as np
 import pytest
-from tests.support.materials import acquire, client_of, make_material, open_transport, read_all, worker_server
-from tests.support.waiting import wait_until
 
 from modelexpress.errors import (
     AccessDenied,
@@ -22,6 +20,8 @@ from modelexpress.errors import (
 from modelexpress.peer import HeldLease, PeerClient
 from modelexpress.peer.shelf import MOST_LEASES
 from modelexpress.wire import p2p_pb2, p2p_pb2_grpc, peer_pb2, peer_pb2_grpc
+from tests.support.materials import acquire, client_of, make_material, open_transport, read_all, worker_server
+from tests.support.waiting import wait_until
 
 LONG_NAME = "model.layers.{}.self_attention." + "x" * 200
 

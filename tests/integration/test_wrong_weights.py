@@ -4,10 +4,10 @@ from collections.abc import Callable
 
 import pytest
 import torch
-from tests.support.loading import LOCAL, SMALL, TCP, load_into, new_identity
 
 import modelexpress as mx
 from modelexpress.errors import DigestMismatch, LoadError, ManifestMismatch, PartialModel, UnsupportedModel
+from tests.support.loading import LOCAL, SMALL, TCP, load_into, new_identity
 
 
 @pytest.fixture

@@ -13,11 +13,11 @@ from typing import Any
 
 import numpy as np
 import torch
-from tests.support.digest_inputs import Bytes, random_bytes
 
 from modelexpress.transfer.digest_kernel import Shape, add_tiles
 from modelexpress.transfer.digest_numpy import LINE_WORDS, keys
 from modelexpress.transfer.digest_tiles import cut_tiles, digests_from_sums
+from tests.support.digest_inputs import Bytes, random_bytes
 
 
 def between_guards(data: Bytes) -> Bytes:

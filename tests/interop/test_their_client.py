@@ -7,14 +7,14 @@ import pytest
 from google.protobuf.json_format import MessageToDict
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from tests.support.identities import identities
-from tests.support.publications import LLAMA, record
-from tests.support.registries import RegistryProcess
 
 from modelexpress.client import Client
 from modelexpress.identity import SourceIdentity
 from modelexpress.wire.p2p import identity_to_message, worker_to_message
 from modelexpress.wire.records import SourceStatus, TensorDescriptor
+from tests.support.identities import identities
+from tests.support.publications import LLAMA, record
+from tests.support.registries import RegistryProcess
 
 pytestmark = pytest.mark.interop
 Ask = Callable[..., Any]

@@ -9,7 +9,6 @@ from types import TracebackType
 from typing import Self
 
 import grpc
-from tests.support.materials import SETTINGS
 
 from modelexpress.client import Client
 from modelexpress.peer import Material
@@ -18,6 +17,7 @@ from modelexpress.peer.shelf import Shelf
 from modelexpress.transport import available
 from modelexpress.wire import peer_pb2, peer_pb2_grpc
 from modelexpress.wire.records import SourceStatus, WorkerRecord
+from tests.support.materials import SETTINGS
 
 Lie = Callable[[peer_pb2.AcquireLeaseResponse, peer_pb2.ManifestPage], object]
 """Changes the grant and the only page of the manifest; it is called once, when a lease is acquired."""

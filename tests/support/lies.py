@@ -4,9 +4,8 @@ import math
 from collections.abc import Callable
 from typing import Any
 
-from tests.support.hostile_worker import Lie
-
 from modelexpress.wire import peer_pb2 as pb
+from tests.support.hostile_worker import Lie
 
 HUGE = (1 << 64) - 1
 

@@ -12,11 +12,10 @@ import sys
 from types import FrameType, TracebackType
 from typing import Self
 
-from tests.support.materials import make_material
-
 from modelexpress.identity import SourceIdentity
 from modelexpress.peer import Publication, Worker
 from modelexpress.settings import Settings
+from tests.support.materials import make_material
 
 
 class Publisher:

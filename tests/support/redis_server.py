@@ -10,6 +10,7 @@ from typing import Self
 
 import pytest
 import redis
+
 from tests.support.waiting import wait_until
 
 

@@ -18,6 +18,7 @@ import psutil
 
 from modelexpress.memory import HostArena
 from modelexpress.transport import Export, LocalTransport, TcpTransport, Transport
+from modelexpress.transport.nixl import NixlTransport
 
 TOKEN = "the lease's token"
 
@@ -68,8 +69,8 @@ class TransportSource:
     """A process with one transport.
 
     Args:
-        name: `local` or `tcp`.
-        certificate: A folder with cert.pem and key.pem makes `tcp` encrypt.
+        name: `local`, `nixl` or `tcp`.
+        certificate: A folder with cert.pem and key.pem makes `tcp` and `nixl` encrypt.
     """
 
     def __init__(self, name: str, certificate: Path | None = None) -> None:
@@ -107,6 +108,10 @@ class TransportSource:
     def stop(self) -> None:
         """Freeze the process."""
         self.process.send_signal(signal.SIGSTOP)
+
+    def go_on(self) -> None:
+        """Thaw the process."""
+        self.process.send_signal(signal.SIGCONT)
 
     def __enter__(self) -> Self:
         return self
@@ -170,7 +175,10 @@ def make(name: str, certificate: Path | None = None, **options: Any) -> Transpor
         server = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
         server.load_cert_chain(certificate / "cert.pem", certificate / "key.pem")
         client = ssl.create_default_context(cafile=certificate / "cert.pem")
-    return TcpTransport(stall_timeout=1.0, server_tls=server, client_tls=client, **options)
+    if name == "nixl":
+        options["without_cards"] = True
+    kind = NixlTransport if name == "nixl" else TcpTransport
+    return kind(stall_timeout=1.0, server_tls=server, client_tls=client, **options)
 
 
 def main(name: str, certificate: str = "") -> None:

@@ -13,7 +13,6 @@ import numpy.typing as npt
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from tests.support.digest_inputs import VECTORS, Bytes, Column, column, random_bytes, vector_bytes
 
 from modelexpress.transfer import digest_numpy
 from modelexpress.transfer.digest import (
@@ -23,6 +22,7 @@ from modelexpress.transfer.digest import (
     digest_many,
     implementation,
 )
+from tests.support.digest_inputs import VECTORS, Bytes, Column, column, random_bytes, vector_bytes
 
 LINE = 1024
 COPY_PIECE = 128 * LINE

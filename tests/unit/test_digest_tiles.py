@@ -6,10 +6,10 @@ import numpy as np
 import numpy.typing as npt
 from hypothesis import given
 from hypothesis import strategies as st
-from tests.support.digest_inputs import Column, column, random_bytes
 
 from modelexpress.transfer import digest_numpy
 from modelexpress.transfer.digest_tiles import Tiles, cut_tiles, digests_from_sums
+from tests.support.digest_inputs import Column, column, random_bytes
 
 LINE = 1024
 PRIME = 2**61 - 1

@@ -9,11 +9,11 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from tests.support.identities import identities
 
 from modelexpress.errors import IdentityError
 from modelexpress.identity import BackendFramework, SourceIdentity, SourceType
 from modelexpress.wire.p2p import identity_from_message, identity_to_message
+from tests.support.identities import identities
 
 VECTORS = json.loads((Path(__file__).parents[1] / "data" / "source_id_vectors.json").read_text(encoding="utf-8"))
 

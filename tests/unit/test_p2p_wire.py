@@ -7,7 +7,6 @@ from collections.abc import Callable
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from tests.support.identities import TEXT
 
 from modelexpress.errors import RegistryProtocolError, RegistryRefused, RequestInvalid
 from modelexpress.identity import SourceIdentity
@@ -23,6 +22,7 @@ from modelexpress.wire.records import (
     WorkerKey,
     WorkerRecord,
 )
+from tests.support.identities import TEXT
 
 U32 = st.integers(0, 2**32 - 1)
 U64 = st.integers(0, 2**64 - 1)

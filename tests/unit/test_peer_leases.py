@@ -3,10 +3,10 @@
 import threading
 
 import pytest
-from tests.support.waiting import wait_until
 
 from modelexpress.errors import LeaseExpired, SourceBusy
 from modelexpress.peer.leases import Lease, LeaseTable
+from tests.support.waiting import wait_until
 
 
 class Book:

@@ -1,11 +1,11 @@
 """A registry that is full says so, and takes more once there is room."""
 
 import pytest
-from tests.conformance.store import NOW, publication
 
 from modelexpress.errors import StoreFull
 from modelexpress.registry.quota import Capacity, Quota
 from modelexpress.registry.store import open_store
+from tests.conformance.store import NOW, publication
 
 
 async def test_records_are_counted_before_the_store_is_asked_again() -> None:

@@ -98,6 +98,10 @@ class Driver:
         self.call("cuMemGetAddressRange_v2", ctypes.byref(base), ctypes.byref(nbytes), ctypes.c_uint64(address))
         return base.value, nbytes.value
 
+    def is_ipc_capable(self, base: int) -> bool:
+        """Return whether an allocation can be exported as a whole by `export_ipc`."""
+        return self.status("cuIpcGetMemHandle", ctypes.byref(_IpcHandle()), ctypes.c_uint64(base)) == 0
+
     def export_ipc(self, base: int) -> bytes:
         """Return the handle under which another process opens an allocation of cudaMalloc as a whole."""
         handle = _IpcHandle()

@@ -4,13 +4,15 @@ Source: CUDA driver API reference, "Virtual Memory Management".
 """
 
 import ctypes
+from collections.abc import Sequence
+from contextlib import ExitStack
 
-from modelexpress.errors import DeviceError
 from modelexpress.memory.cuda_driver import Driver
 
-_POSIX_FILE_DESCRIPTOR = 1
+_POSIX_FILE_DESCRIPTOR = ctypes.c_int(1)
 _LOCATION_DEVICE = 1
 _READ_WRITE = 3
+_NO_FLAGS = ctypes.c_ulonglong(0)
 
 
 class _Location(ctypes.Structure):
@@ -27,70 +29,59 @@ def export_descriptor(driver: Driver, address: int) -> int:
     Raises:
         DeviceError: The memory was not created to be shared, or not by virtual memory management.
     """
-    handle = ctypes.c_uint64()
+    handle, descriptor = ctypes.c_uint64(), ctypes.c_int(-1)
     driver.call("cuMemRetainAllocationHandle", ctypes.byref(handle), ctypes.c_void_p(address))
     try:
-        descriptor = ctypes.c_int(-1)
-        kind, flags = ctypes.c_int(_POSIX_FILE_DESCRIPTOR), ctypes.c_ulonglong(0)
-        driver.call("cuMemExportToShareableHandle", ctypes.byref(descriptor), handle, kind, flags)
-        return descriptor.value
+        driver.call("cuMemExportToShareableHandle", ctypes.byref(descriptor), handle, _POSIX_FILE_DESCRIPTOR, _NO_FLAGS)
     finally:
         driver.call("cuMemRelease", handle)
+    return descriptor.value
 
 
-class ImportedMemory:
-    """Another process's physical memory, mapped for one device of this process.
+class MappedSideBySide:
+    """Other processes' physical allocations in one range of addresses of a device.
 
     Args:
         driver: Of this process.
-        descriptor: As `export_descriptor` gave it; it may be closed afterwards.
-        nbytes: Size of the whole physical allocation.
-        device: The device that reads it.
+        parts: File descriptor and bytes of each allocation, in order; descriptors may be closed afterwards.
+        device: The device that reads them.
 
     Raises:
-        DeviceError: It cannot be mapped; nothing is left behind.
+        DeviceError: They cannot be mapped; nothing is left behind.
     """
 
-    def __init__(self, driver: Driver, descriptor: int, nbytes: int, device: int) -> None:
-        self._driver = driver
-        self._nbytes = ctypes.c_size_t(nbytes)
-        self._address = ctypes.c_uint64()
-        handle = ctypes.c_uint64()
-        kind = ctypes.c_int(_POSIX_FILE_DESCRIPTOR)
-        driver.call("cuMemImportFromShareableHandle", ctypes.byref(handle), ctypes.c_void_p(descriptor), kind)
-        try:
-            self._map(handle, device)
-        finally:
-            # The mapping keeps the memory; the handle is not needed any more.
-            driver.call("cuMemRelease", handle)
-
-    @property
-    def address(self) -> int:
-        """Where it is mapped; 0 once it is closed."""
-        return self._address.value
+    def __init__(self, driver: Driver, parts: Sequence[tuple[int, int]], device: int) -> None:
+        total = ctypes.c_size_t(sum(nbytes for _, nbytes in parts))
+        start = ctypes.c_uint64()
+        with ExitStack() as undo:
+            driver.call(
+                "cuMemAddressReserve", ctypes.byref(start), total, ctypes.c_size_t(0), ctypes.c_uint64(0), _NO_FLAGS
+            )
+            undo.callback(driver.call, "cuMemAddressFree", start, total)
+            position = start.value
+            for descriptor, nbytes in parts:
+                _map(driver, descriptor, position, nbytes)
+                undo.callback(driver.call, "cuMemUnmap", ctypes.c_uint64(position), ctypes.c_size_t(nbytes))
+                position += nbytes
+            access = _Access(_Location(_LOCATION_DEVICE, device), _READ_WRITE)
+            driver.call("cuMemSetAccess", start, total, ctypes.byref(access), ctypes.c_size_t(1))
+            self._exit = undo.pop_all()
+        self.address = start.value
 
     def close(self) -> None:
-        """Unmap it. Closing twice is allowed."""
-        if self._address.value:
-            self._driver.call("cuMemUnmap", self._address, self._nbytes)
-            self._driver.call("cuMemAddressFree", self._address, self._nbytes)
-            self._address = ctypes.c_uint64()
+        """Unmap them and give the addresses back. Closing twice is allowed."""
+        self._exit.close()
 
-    def _map(self, handle: ctypes.c_uint64, device: int) -> None:
-        none = ctypes.c_ulonglong(0)
-        nothing = ctypes.c_size_t(0)
-        self._driver.call(
-            "cuMemAddressReserve", ctypes.byref(self._address), self._nbytes, nothing, ctypes.c_uint64(0), none
+
+def _map(driver: Driver, descriptor: int, address: int, nbytes: int) -> None:
+    handle = ctypes.c_uint64()
+    driver.call(
+        "cuMemImportFromShareableHandle", ctypes.byref(handle), ctypes.c_void_p(descriptor), _POSIX_FILE_DESCRIPTOR
+    )
+    try:
+        driver.call(
+            "cuMemMap", ctypes.c_uint64(address), ctypes.c_size_t(nbytes), ctypes.c_size_t(0), handle, _NO_FLAGS
         )
-        try:
-            self._driver.call("cuMemMap", self._address, self._nbytes, nothing, handle, none)
-        except DeviceError:
-            self._driver.call("cuMemAddressFree", self._address, self._nbytes)
-            self._address = ctypes.c_uint64()
-            raise
-        access = _Access(_Location(_LOCATION_DEVICE, device), _READ_WRITE)
-        try:
-            self._driver.call("cuMemSetAccess", self._address, self._nbytes, ctypes.byref(access), ctypes.c_size_t(1))
-        except DeviceError:
-            self.close()
-            raise
+    finally:
+        # The mapping keeps the memory; the handle is not needed any more.
+        driver.call("cuMemRelease", handle)

@@ -1,10 +1,11 @@
-# mypy: disallow-untyped-decorators=False
 """The chunk digest as a Triton kernel: one program digests one tile of lines of one range.
 
 `docs/digest.md` defines the numbers. A line belongs to a few neighbouring threads, its lanes. Each multiplies its
 share of the 64 pairs and adds them up in registers, so that one sum a thread, not one a pair, crosses threads.
 Then lane j of a line has word j of its hash, and one product of level 2 to do.
 """
+
+# mypy: disallow-untyped-decorators=False
 
 from dataclasses import dataclass
 from typing import Final
@@ -139,9 +140,7 @@ def _word_indices(line: tl.tensor, lines: tl.constexpr, lanes: tl.constexpr) -> 
 
 
 @triton.jit
-def _no_products(
-    lines: tl.constexpr, lanes: tl.constexpr
-) -> tuple[tl.tensor, tl.tensor, tl.tensor, tl.tensor]:
+def _no_products(lines: tl.constexpr, lanes: tl.constexpr) -> tuple[tl.tensor, tl.tensor, tl.tensor, tl.tensor]:
     nothing = tl.zeros([lines, lanes], tl.uint64)
     return nothing, nothing, nothing, nothing
 

@@ -4,6 +4,8 @@ Needs torch with CUDA and Triton (`pip install modelexpress[cuda]`). Nothing imp
 memory is to be digested.
 """
 
+# mypy: untyped-calls-exclude=torch
+
 import subprocess
 from collections.abc import Iterable
 from typing import Final
@@ -45,10 +47,10 @@ class DeviceDigests:
     def __init__(self, device: int, shape: Shape = DEFAULT_SHAPE) -> None:
         self._device = torch.device("cuda", device)
         self._shape = shape
-        words = keys(0, LINE_WORDS)
+        words = keys(0, LINE_WORDS * (shape.lines + 1))  # the kernel takes a line of them; the rest is for `_check`
         try:
-            self.stream = torch.cuda.Stream(self._device)
-            with torch.cuda.stream(self.stream):
+            self._stream = torch.cuda.Stream(self._device)
+            with torch.cuda.stream(self._stream):
                 self._keys = torch.from_numpy(words.view(np.int64)).to(self._device)
         except (RuntimeError, AssertionError) as error:  # torch asserts that it was built with CUDA
             raise DeviceError(f"CUDA device {device} cannot be used for digests: {error}") from error
@@ -75,12 +77,12 @@ class DeviceDigests:
         check_ranges(addresses, lengths)
         tiles = cut_tiles(addresses, lengths, self._shape.tile)
         try:
-            with torch.cuda.stream(self.stream):
+            with torch.cuda.stream(self._stream):
                 for handle in after:
-                    self.stream.wait_stream(self._stream_of(handle))
+                    self._stream.wait_stream(self._stream_of(handle))
                 sums = self._launch(tiles)
                 finished = torch.cuda.Event(blocking=True)  # waiting sleeps: the core is needed elsewhere
-                finished.record(self.stream)
+                finished.record(self._stream)
         except _FAILURES as error:
             raise DeviceError(f"digests of {len(lengths)} ranges could not start: {error}") from error
         return PendingDigests(lengths, sums, finished)
@@ -113,7 +115,10 @@ class DeviceDigests:
         return torch.cuda.ExternalStream(handle, device=self._device)
 
     def _check(self, expected: int) -> None:
-        """Compare the digest of the keys, one line, with the host's: a wrong kernel would call good bytes damaged."""
+        """Compare the digest of the keys, by both ways of loading, with the host's.
+
+        A kernel that a compiler got wrong would call good bytes damaged.
+        """
         nbytes = np.array([self._keys.nbytes], np.uint64)
         found = self.enqueue(np.array([self._keys.data_ptr()], np.uint64), nbytes).result()
         if found.tolist() != [expected]:
@@ -150,8 +155,3 @@ class PendingDigests:
         except RuntimeError as error:
             raise DeviceError(f"digests of {len(self._lengths)} ranges failed: {error}") from error
         return digests_from_sums(self._sums.numpy().view(np.uint64), self._lengths)
-
-
-def digest_many_cuda(addresses: Column, lengths: Column, device: int) -> Column:
-    """Digests of ranges of device memory: `DeviceDigests` for a single use, waiting for the result."""
-    return DeviceDigests(device).enqueue(addresses, lengths).result()

@@ -1,6 +1,5 @@
 """The manifest: what a source holds, byte for byte, and the digests that prove it."""
 
-import math
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -116,7 +115,7 @@ class Manifest:
 
 def is_dense(shape: Sequence[int], strides: Sequence[int]) -> bool:
     """Return whether elements at these strides fill one range without gaps or overlap, in any order."""
-    if 0 in shape:
+    if 0 in shape or tuple(strides) == contiguous_strides(shape):
         return len(shape) == len(strides)
     expected = 1
     for stride, size in sorted(zip(strides, shape, strict=False)):
@@ -128,4 +127,8 @@ def is_dense(shape: Sequence[int], strides: Sequence[int]) -> bool:
 
 def contiguous_strides(shape: Sequence[int]) -> tuple[int, ...]:
     """Return the strides, in elements, of a contiguous tensor of `shape`."""
-    return tuple(math.prod(max(size, 1) for size in shape[axis + 1 :]) for axis in range(len(shape)))
+    strides, step = [], 1
+    for size in reversed(shape):
+        strides.append(step)
+        step *= max(size, 1)
+    return tuple(reversed(strides))

@@ -45,11 +45,6 @@ class Plan:
         """Bytes that will travel."""
         return sum(batch.nbytes for batch in self.batches)
 
-    @cached_property
-    def run_count(self) -> int:
-        """Number of separate copies."""
-        return sum(len(batch.runs) for batch in self.batches)
-
 
 def make_plan(manifest: Manifest, addresses: Mapping[str, int], ledger: Ledger, batch_bytes: int) -> Plan:
     """Plan the copy of every tensor in `addresses`.

@@ -19,7 +19,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from typing import Any
 
-from modelexpress.errors import PeerLost, TransportError, TransportUnavailable
+from modelexpress.errors import PeerLost
 from modelexpress.transport.nixl_library import NixlLibrary
 
 Block = tuple[int, int, int]
@@ -127,10 +127,10 @@ class NativeAgent:
 
     def end(self) -> None:
         """Destroy the agent: when this returns, no byte of any of its transfers lands any more."""
+        if os.getpid() != self._owner:
+            return
         with self._idle:
             agent, self._agent = self._agent, None
-            if os.getpid() != self._owner:
-                return
             self._idle.wait_for(lambda: self._inside == 0)
         if agent is not None:
             for handle in tuple(self._handles):
@@ -155,13 +155,16 @@ class NativeAgent:
 
     @contextmanager
     def _using(self, doing: str) -> Iterator[Any]:
+        if os.getpid() != self._owner:
+            raise PeerLost("a NIXL agent does not survive a fork; open the source again in this process")
         with self._idle:
-            if not self.usable:
+            agent = self._agent
+            if agent is None:
                 raise PeerLost("the NIXL agent of this process was ended; open the source again")
             self._inside += 1
         try:
             with self._library.translated(doing):
-                yield self._agent
+                yield agent
         finally:
             with self._idle:
                 self._inside -= 1

@@ -41,13 +41,13 @@ class Connection:
         self._thread = threading.Thread(target=serve, args=(self,), name=name, daemon=True)
         self._thread.start()
 
-    def wait_readable(self, timeout: float | None = None) -> bool:
-        """Return whether there is something to receive; False once it is to end, or after `timeout` seconds."""
+    def wait_readable(self) -> bool:
+        """Return True when there is something to receive, and False when the connection is to end."""
         poll = select.poll()
         poll.register(self.sock, select.POLLIN)
         poll.register(self._wake, select.POLLIN)
-        ready = poll.poll(None if timeout is None else timeout * 1000)
-        return bool(ready) and self.verdict is None
+        poll.poll()
+        return self.verdict is None
 
     def end(self, verdict: Verdict) -> None:
         """Let the connection's thread finish what it is sending, tell the reader why, and end."""

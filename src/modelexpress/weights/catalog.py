@@ -12,7 +12,7 @@ Model = torch.nn.Module | MutableMapping[str, torch.Tensor]
 """What can be published and loaded: a module, or tensors by name."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Entry:
     """One tensor of a model.
 
@@ -21,27 +21,20 @@ class Entry:
         tensor: The parameter or buffer itself.
         memory: Tensors of one model with the same number are one and the same memory (tied weights).
         persistent: False for buffers that a checkpoint leaves out.
+        dtype: Torch's name of the dtype without its package.
+        shape: Sizes in elements.
+        nbytes: Bytes of the elements.
+        is_meta: Whether the tensor has no memory yet.
     """
 
     name: str
     tensor: torch.Tensor
     memory: int
-    persistent: bool = True
-
-    @property
-    def dtype(self) -> str:
-        """Torch's name of the dtype without its package."""
-        return str(self.tensor.dtype).removeprefix("torch.")
-
-    @property
-    def nbytes(self) -> int:
-        """Bytes of the elements."""
-        return self.tensor.numel() * self.tensor.element_size()
-
-    @property
-    def is_meta(self) -> bool:
-        """Whether the tensor has no memory yet."""
-        return self.tensor.is_meta
+    persistent: bool
+    dtype: str
+    shape: tuple[int, ...]
+    nbytes: int
+    is_meta: bool
 
 
 def catalogue(model: Model) -> tuple[Entry, ...]:
@@ -53,14 +46,16 @@ def catalogue(model: Model) -> tuple[Entry, ...]:
     """
     memories: dict[object, int] = {}
     return tuple(
-        Entry(name, _plain(name, tensor), memories.setdefault(_memory_key(tensor), len(memories)), persistent)
+        _entry(name, tensor, memories.setdefault(_memory_key(_plain(name, tensor)), len(memories)), persistent)
         for name, tensor, persistent in _tensors(model)
     )
 
 
 def is_dense(tensor: torch.Tensor) -> bool:
     """Return whether the elements fill one range of memory without gaps or overlap, in any order."""
-    return not (tensor.is_conj() or tensor.is_neg()) and manifest.is_dense(tensor.shape, tensor.stride())
+    if tensor.is_conj() or tensor.is_neg():
+        return False
+    return tensor.is_contiguous() or manifest.is_dense(tensor.shape, tensor.stride())
 
 
 def copyable(tensor: torch.Tensor) -> torch.Tensor:
@@ -80,6 +75,12 @@ def _tensors(model: Model) -> Iterator[tuple[str, torch.Tensor, bool]]:
             if buffer is not None:
                 full = f"{prefix}.{name}" if prefix else name
                 yield full, buffer, name not in module._non_persistent_buffers_set
+
+
+def _entry(name: str, tensor: torch.Tensor, memory: int, persistent: bool) -> Entry:
+    dtype = str(tensor.dtype).removeprefix("torch.")
+    nbytes = tensor.numel() * tensor.element_size()
+    return Entry(name, tensor, memory, persistent, dtype, tuple(tensor.shape), nbytes, tensor.is_meta)
 
 
 def _memory_key(tensor: torch.Tensor) -> object:

@@ -5,8 +5,8 @@ import torch
 from modelexpress.errors import UnsupportedModel
 from modelexpress.memory import HostArena, aligned
 from modelexpress.transfer.compare import Wanted
-from modelexpress.transfer.manifest import Manifest, Scope, is_dense
-from modelexpress.weights.catalog import Entry, Model, catalogue, copyable
+from modelexpress.transfer.manifest import Manifest, Scope, contiguous_strides
+from modelexpress.weights.catalog import Entry, Model, catalogue, copyable, is_dense
 
 
 class Target:
@@ -38,8 +38,7 @@ class Target:
     def wanted(self, scope: Scope) -> list[Wanted]:
         """Return what a source of that scope must hold: buffers that checkpoints leave out are exempt there."""
         return [
-            Wanted(entry.name, entry.dtype, tuple(entry.tensor.shape), entry.nbytes, entry.memory)
-            for entry in self._expected(scope)
+            Wanted(entry.name, entry.dtype, entry.shape, entry.nbytes, entry.memory) for entry in self._expected(scope)
         ]
 
     def open(self, manifest: Manifest) -> dict[str, int]:
@@ -109,13 +108,13 @@ class Target:
         metas = {id(entry.tensor): entry for entry in self.entries if entry.is_meta}
         arena = HostArena(sum(aligned(entry.nbytes) for entry in metas.values()))
         for key, entry in metas.items():
-            shape, strides = entry.tensor.shape, entry.tensor.stride()
             if not entry.nbytes:
-                self._fresh[key] = torch.empty(shape, dtype=entry.tensor.dtype)
+                self._fresh[key] = torch.empty(entry.shape, dtype=entry.tensor.dtype)
                 continue
             block = torch.frombuffer(arena.take(entry.nbytes), dtype=entry.tensor.dtype)
-            dense = is_dense(shape, strides)
-            self._fresh[key] = block.as_strided(shape, strides) if dense else block.view(shape)
+            permuted = not entry.tensor.is_contiguous() and is_dense(entry.tensor)
+            strides = entry.tensor.stride() if permuted else contiguous_strides(entry.shape)
+            self._fresh[key] = block.as_strided(entry.shape, strides)
 
     def _save_buffers(self) -> None:
         if not self._saved:
@@ -129,6 +128,8 @@ class Target:
 def _same_order(tensor: torch.Tensor, strides: tuple[int, ...]) -> bool:
     if tensor.is_conj() or tensor.is_neg():
         return False
+    if tensor.stride() == strides:
+        return True
     steps = zip(tensor.shape, tensor.stride(), strides, strict=True)
     return all(size == 1 or own == other for size, own, other in steps)
 

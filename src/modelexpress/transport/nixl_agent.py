@@ -1,0 +1,116 @@
+"""The NIXL agent of this process: made when it is first needed, and kept until the process ends."""
+
+import atexit
+import itertools
+import mmap
+import os
+import threading
+import time
+import uuid
+from collections.abc import Mapping
+
+from modelexpress.errors import TransferTimeout, TransportUnavailable
+from modelexpress.memory import HostArena
+from modelexpress.transport.nixl_cards import rdma_cards
+from modelexpress.transport.nixl_library import load
+from modelexpress.transport.nixl_memory import Registrations, Span
+from modelexpress.transport.nixl_native import Block, NativeAgent
+from modelexpress.transport.nixl_peers import Peers
+
+UCX_SETTINGS: Mapping[str, str] = {
+    "PROTO_EMULATION_ENABLE": "n",  # never over plain TCP; nixl_native.py says why
+    "RCACHE_ENABLE": "n",  # deregistered memory cannot be read any more: no cache keeps it registered
+}
+POLL_SECONDS = 100e-6
+"""How long to sleep before a transfer is looked at again: NIXL has nothing that wakes one up."""
+_lock = threading.Lock()
+
+
+class Agent:
+    """An agent with what it has registered and whom it is connected to.
+
+    Args:
+        settings: UCX settings without their prefix.
+
+    Raises:
+        TransportUnavailable: NIXL or its backend does not work here.
+    """
+
+    _serial = itertools.count()
+
+    def __init__(self, settings: Mapping[str, str] = UCX_SETTINGS) -> None:
+        for key, value in settings.items():
+            if os.environ.get(f"UCX_{key}", value) != value:
+                raise TransportUnavailable(f"UCX_{key} is set in the environment and must not be: unset it")
+        name = f"mx-{uuid.uuid4().hex}-{next(self._serial)}"
+        self.native = NativeAgent(load(), name, _backend(), settings)
+        self.memory = Registrations(self.native)
+        self.peers = Peers(self.native)
+        # Never unmapped: a probe of a peer that sleeps may land as long as the agent is there.
+        self._scratch = HostArena(mmap.PAGESIZE, "nixl-probe")
+        self._scratch_block = self.memory.hold(Span(self._scratch.region.address, mmap.PAGESIZE))
+
+    @property
+    def name(self) -> str:
+        """The agent's name, which no other agent has."""
+        return self.native.name
+
+    def probe(self, peer: str, block: Block, timeout: float) -> None:
+        """Read one byte of a peer: it connects the two agents, and shows that they can reach each other.
+
+        Connecting needs the peer's help. Reads that were posted before would land whenever it helps.
+
+        Raises:
+            TransferTimeout: The peer did not answer within `timeout` seconds.
+            PeerLost: The peer has gone, or there is no way to its memory.
+        """
+        deadline = time.monotonic() + timeout
+        handle = self.native.post(
+            peer, [(self._scratch_block[0], 1, self._scratch_block[2])], [(block[0], 1, block[2])]
+        )
+        try:
+            while not self.native.landed(handle):
+                if time.monotonic() > deadline:
+                    raise TransferTimeout(f"the source's NIXL agent did not answer within {timeout:g} s")
+                time.sleep(POLL_SECONDS)
+        finally:
+            self.native.release(handle)
+
+
+_shared: Agent | None = None
+
+
+def shared_agent() -> Agent:
+    """Return the agent of this process; it is made by the first call, or when the last one had to be ended.
+
+    Raises:
+        TransportUnavailable: NIXL or its backend does not work here.
+    """
+    global _shared
+    with _lock:
+        if _shared is None or not _shared.native.usable:
+            _shared = Agent()
+        return _shared
+
+
+def _backend() -> str:
+    """Return what suits the network cards: EFA is reached by libfabric, all others by UCX."""
+    return "LIBFABRIC" if any(card.driver == "efa" for card in rdma_cards()) else "UCX"
+
+
+def _end_shared() -> None:
+    # Before the library's own clean-up, which does not expect agents that still work.
+    if _shared is not None:
+        _shared.native.end()
+
+
+def _leave_to_parent() -> None:
+    global _shared, _lock
+    _lock = threading.Lock()
+    if _shared is not None:
+        _shared.native.abandon()
+        _shared = None
+
+
+atexit.register(_end_shared)
+os.register_at_fork(after_in_child=_leave_to_parent)
