@@ -42,9 +42,8 @@ class Shape:
     warps: int
 
 
-# Eight lanes read whole 128-byte cache lines. One line a thread and 8 loads in flight take some 100 registers, so
-# that 5 programs fit a processor of an H100 or H200: three times the bytes in flight that its memory needs.
-DEFAULT_SHAPE: Final = Shape(tile=256, lines=16, lanes=8, warps=4)
+# Measured on an H200: 4.59 TB/s, 0.99 of reading alone. Eight lanes a line took more registers, and reached 3.76.
+DEFAULT_SHAPE: Final = Shape(tile=256, lines=8, lanes=16, warps=4)
 
 
 @triton.jit

@@ -85,7 +85,7 @@ class Landing:
             PeerLost: The agent was ended.
         """
         new = (_surroundings(span) for span in spans if self._holding(span) is None)
-        for span in _united(new):
+        for span in united(new):
             block = self._registrations.hold(span)
             place = bisect.bisect(self._starts, span.address)
             self._starts.insert(place, span.address)
@@ -119,7 +119,7 @@ def _surroundings(span: Span) -> Span:
     return Span(start, -(-span.end // mmap.PAGESIZE) * mmap.PAGESIZE - start)
 
 
-def _united(spans: Iterable[Span]) -> Iterator[Span]:
+def united(spans: Iterable[Span]) -> Iterator[Span]:
     """Yield ranges with those that touch them joined; what lies between them is never registered."""
     current: Span | None = None
     for span in sorted(spans):
