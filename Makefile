@@ -57,6 +57,7 @@ bench: setup
 	$(BIN)/python benchmarks/digest.py
 	$(BIN)/python benchmarks/registry.py
 	$(BIN)/python -m benchmarks.transport
+	$(BIN)/python -m benchmarks.nixl
 	$(BIN)/python -m benchmarks.load
 	$(BIN)/python -m scripts.write_docs
 

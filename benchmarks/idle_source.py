@@ -1,7 +1,7 @@
 """What a source that nobody reads costs its engine: processor time, wake-ups, threads and memory.
 
-Run `python -m benchmarks.idle_source`; it takes a little over a minute and writes benchmarks/results/idle_source.json. A
-real process with a small model is watched before and after it publishes it.
+Run `python -m benchmarks.idle_source`; it takes a little over a minute and writes benchmarks/results/idle_source.json.
+A real process with a small model is watched before and after it publishes it.
 """
 
 import argparse

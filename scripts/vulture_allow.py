@@ -9,6 +9,7 @@ _called_by_typer = (_._configure, _.LOCAL, _.TCP)
 _called_by_grpc = (_.GetTensorManifest, _.PrepareTensorRead, _.ReleaseTensorRead, _.intercept_service)
 _read_by_pydantic = (_.model_config,)
 _read_by_tokenizers = (_.pre_tokenizer, _.decoder)
+_read_by_nixl = (_.useProgThread, _.pthrDelay, _.syncMode)
 _named_in_annotations = (_.Buffer,)
 _numbers_of_the_protocol = (
     *(_.LORA, _.CUDA_GRAPH, _.TORCH_COMPILE_CACHE, _.TRITON_CACHE, _.DEEP_GEMM_CACHE, _.TILELANG_CACHE),

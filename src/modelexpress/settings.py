@@ -119,7 +119,7 @@ class Settings(BaseModel):
         validation_alias="MX_MODEL_REVISION",
         description="Revision that identities carry when the caller names none.",
     )
-    transport: Literal["auto", "local", "tcp"] = Field(
+    transport: Literal["auto", "local", "nixl", "tcp"] = Field(
         default="auto",
         validation_alias="MX_TRANSPORT",
         description="The only transport to use; auto: the fastest that works.",

@@ -5,6 +5,7 @@ import signal
 from collections.abc import Iterator
 from pathlib import Path
 
+import psutil
 import pytest
 
 from modelexpress.client import Client
@@ -83,6 +84,7 @@ def test_sigterm_in_the_middle_of_closing_still_withdraws(identity: SourceIdenti
         registry.process.send_signal(signal.SIGSTOP)  # so that closing takes as long as this test wants
         publisher.tell("close")
         assert publisher.line() == "closing"
+        wait_until(lambda: psutil.Process(publisher.process.pid).status() == psutil.STATUS_SLEEPING)
         publisher.process.send_signal(signal.SIGTERM)
         registry.process.send_signal(signal.SIGCONT)
         assert publisher.process.wait(30) == -signal.SIGTERM

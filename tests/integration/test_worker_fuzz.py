@@ -154,17 +154,16 @@ def test_endless_names_of_readers_are_cut(victim: Victim) -> None:
     assert (len(reader.reader_id), len(reader.reader_host)) == (128, 256)
 
 
-def test_readers_that_take_nothing_do_not_keep_honest_ones_waiting(victim: Victim) -> None:
-    with ExitStack() as stack:
+def test_readers_that_take_nothing_do_not_keep_honest_ones_waiting() -> None:
+    endless, short = make_material(TENSORS, name="x" * 2000 + "{}"), make_material()
+    with worker_server(endless, short) as server, client_of(server) as client, ExitStack() as stack:
+        streams = []
         for _ in range(MOST_LEASES - 1):
-            channel = stack.enter_context(grpc.insecure_channel(victim.publisher.endpoint))
-            stub = peer_pb2_grpc.PeerServiceStub(channel)
-            request = peer_pb2.AcquireLeaseRequest(source_id=victim.identity.source_id, reader_id="idle")
-            lease = stub.AcquireLease(request, timeout=5)
-            stream = stub.ReadManifest(peer_pb2.ReadManifestRequest(lease_id=lease.lease_id))
-            next(stream)  # and never again
-            stack.callback(stub.ReleaseLease, peer_pb2.ReleaseLeaseRequest(lease_id=lease.lease_id))
-        victim.serve_an_honest_reader()
+            channel = stack.enter_context(grpc.insecure_channel(client.address))
+            request = peer_pb2.ReadManifestRequest(lease_id=acquire(client, endless).lease_id)
+            streams.append(peer_pb2_grpc.PeerServiceStub(channel).ReadManifest(request))
+            next(streams[-1])  # and never again
+        assert client.manifest(acquire(client, short)).tensors == short.manifest.tensors
 
 
 def test_a_lease_streams_one_answer_at_a_time_and_none_after_its_end() -> None:

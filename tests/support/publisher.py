@@ -85,10 +85,10 @@ def main() -> None:
     publication = worker.publish(material)
     assert publication.wait_ready(20)
     _say(json.dumps({"worker_id": worker.worker_id, "endpoint": publication.endpoint}))
-    _end(sys.stdin.readline().strip(), publication)
+    _end(sys.stdin.readline().strip(), worker, publication)
 
 
-def _end(how: str, publication: Publication) -> None:
+def _end(how: str, worker: Worker, publication: Publication) -> None:
     """Return, which leaves the rest to the interpreter's end, or do something else first."""
     match how:
         case "exit":
@@ -99,14 +99,14 @@ def _end(how: str, publication: Publication) -> None:
             _say("closed")
             sys.stdin.readline()
         case "fork":
-            _fork(publication)
+            _fork(worker, publication)
 
 
-def _fork(publication: Publication) -> None:
-    """Let one child end by itself and one by SIGTERM, both inside the parent's `with` block."""
+def _fork(worker: Worker, publication: Publication) -> None:
+    """Let one child end by itself and one by SIGTERM, both inside the parent's `with` blocks."""
     for number in (0, signal.SIGTERM):
         if os.fork() == 0:
-            with publication:
+            with worker, publication:
                 os.kill(os.getpid(), number)
                 sys.exit(0)
         _, status = os.wait()

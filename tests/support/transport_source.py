@@ -17,8 +17,7 @@ import numpy as np
 import psutil
 
 from modelexpress.memory import HostArena
-from modelexpress.transport import Export, LocalTransport, TcpTransport, Transport
-from modelexpress.transport.nixl import NixlTransport
+from modelexpress.transport import Export, LocalTransport, NixlTransport, TcpTransport, Transport
 
 TOKEN = "the lease's token"
 

@@ -2,17 +2,20 @@
 
 import os
 import socket
+import ssl
 import subprocess
 import sys
 import time
 from pathlib import Path
 
 import pytest
+import trustme
 from hypothesis import given
 from hypothesis import strategies as st
 
-from modelexpress.errors import TransportError, TransportUnavailable
-from modelexpress.transport.nixl import NixlTransport
+from modelexpress.errors import RegionWithdrawn, TransportError, TransportUnavailable
+from modelexpress.memory import HostArena
+from modelexpress.transport import NixlTransport, Run
 from modelexpress.transport.nixl_agent import Agent
 from modelexpress.transport.nixl_cards import Card, rdma_cards
 from modelexpress.transport.nixl_descriptor import Handover, receive_handover
@@ -89,6 +92,27 @@ def test_errors_of_the_library_have_one_of_ours() -> None:
     for error in library.errors:
         with pytest.raises(TransportError, match="do it"), library.translated("do it"):
             raise error("why")
+
+
+@installed
+def test_what_is_said_to_readers_can_be_encrypted() -> None:
+    authority = trustme.CA()
+    server, client = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER), ssl.create_default_context()
+    authority.issue_cert("127.0.0.1").configure_cert(server)
+    authority.configure_trust(client)
+    arena, target = HostArena(5), HostArena(5)
+    arena.region.view()[:] = b"bytes"
+    with NixlTransport(server_tls=server, client_tls=client) as transport, NixlTransport() as plain:
+        export = transport.export([arena.region])
+        export.grant(TOKEN)
+        with transport.open(export.descriptor, TOKEN) as reader:
+            reader.read([Run(0, 0, target.region.address, 5)]).wait(5)
+            export.close()
+            with pytest.raises(RegionWithdrawn):
+                reader.read([Run(0, 0, target.region.address, 5)]).wait(5)
+        with pytest.raises(TransportUnavailable, match="client_tls"):
+            plain.open(export.descriptor, TOKEN)
+    assert bytes(target.region.view()) == b"bytes"
 
 
 def receive(data: bytes) -> Handover:

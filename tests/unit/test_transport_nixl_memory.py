@@ -1,6 +1,7 @@
 """What NIXL registers and whom it stays connected to, with real agents of one process."""
 
 import ctypes
+import itertools
 from collections.abc import Iterator
 
 import pytest
@@ -14,6 +15,7 @@ from modelexpress.transport.nixl_library import load, missing
 from modelexpress.transport.nixl_memory import Landing, Registrations, Span, united
 from modelexpress.transport.nixl_native import Block, NativeAgent
 from modelexpress.transport.nixl_peers import IDLE_PEERS, RENEW_AFTER, Peers
+from tests.support.waiting import wait_until
 
 pytestmark = pytest.mark.skipif(missing() is not None, reason=str(missing()))
 
@@ -35,11 +37,16 @@ def span_of(region: Region) -> Span:
     return Span(region.address, region.nbytes)
 
 
-def copy(native: NativeAgent, source: Block, target: Block) -> None:
-    """Read memory of the agent's own, which is done when `post` returns."""
-    handle = native.post(native.name, [target], [source])
-    assert native.landed(handle)
+def read(native: NativeAgent, peer: str, source: Block, target: Block) -> None:
+    """Read memory of a peer."""
+    handle = native.post(peer, [target], [source])
+    wait_until(lambda: native.landed(handle))
     native.release(handle)
+
+
+def copy(native: NativeAgent, source: Block, target: Block) -> None:
+    """Read memory of the agent's own."""
+    read(native, native.name, source, target)
 
 
 @given(st.lists(st.tuples(st.integers(0, 60), st.integers(1, 20)), max_size=30))
@@ -47,7 +54,7 @@ def test_united_ranges_hold_the_same_bytes_once(rows: list[tuple[int, int]]) -> 
     joined = list(united(Span(*row) for row in rows))
     held = [address for span in joined for address in range(span.address, span.end)]
     assert held == sorted({address for start, nbytes in rows for address in range(start, start + nbytes)})
-    assert all(before.end < after.address for before, after in zip(joined, joined[1:], strict=False))
+    assert all(before.end < after.address for before, after in itertools.pairwise(joined))
 
 
 def test_a_range_is_registered_once_for_all_its_users(native: NativeAgent) -> None:
@@ -68,13 +75,12 @@ def test_destinations_in_an_arena_are_registered_with_it(native: NativeAgent) ->
     memory = Registrations(native)
     landing = Landing(memory)
     whole = memory.hold(span_of(arena.region))
-    landing.cover([Span(arena.region.address + n * 1000, 10) for n in range(1000)])
-    parts = [landing.block(Span(arena.region.address + n * 1000, 10)) for n in range(1000)]
+    parts = landing.blocks([Span(arena.region.address + n * 1000, 10) for n in range(1000)])
     assert {device for _, _, device in parts} == {whole[2]}
     source.region.view()[:3] = b"abc"
     (address, _, device) = memory.hold(span_of(source.region))
     copy(native, (address, 3, device), (parts[7][0], 3, parts[7][2]))
-    assert arena.region.view()[7000:7003] == b"abc"
+    assert bytes(arena.region.view()[7000:7003]) == b"abc"
 
 
 def test_other_destinations_are_registered_with_their_pages(native: NativeAgent) -> None:
@@ -82,15 +88,14 @@ def test_other_destinations_are_registered_with_their_pages(native: NativeAgent)
     landing = Landing(memory)
     data = bytearray(64 * PAGE)
     start = ctypes.addressof(ctypes.c_char.from_buffer(data))
-    landing.cover([Span(start + n * PAGE, 100) for n in range(8)] + [Span(start + 40 * PAGE, 2 * PAGE)])
-    near, far = landing.block(Span(start, 100)), landing.block(Span(start + 41 * PAGE, 5))
-    assert near[2] == landing.block(Span(start + 7 * PAGE, 1))[2]
-    assert near[2] != far[2]
-    landing.cover([Span(start, 60 * PAGE)])
-    copy(native, landing.block(Span(start, 60 * PAGE)), landing.block(Span(start, 60 * PAGE)))
+    *near, far = landing.blocks([*(Span(start + n * PAGE, 100) for n in range(8)), Span(start + 40 * PAGE, 2 * PAGE)])
+    assert len({device for _, _, device in near}) == 1
+    assert near[0][2] != far[2]
+    (all_of_it,) = landing.blocks([Span(start, 60 * PAGE)])
+    copy(native, all_of_it, all_of_it)
     landing.release()
     with pytest.raises(TransportUnavailable):
-        copy(native, near, near)
+        copy(native, near[0], near[0])
 
 
 def test_idle_peers_stay_connected_up_to_a_number(native: NativeAgent) -> None:
@@ -99,23 +104,17 @@ def test_idle_peers_stay_connected_up_to_a_number(native: NativeAgent) -> None:
     others = [agent(f"source-{number}") for number in range(IDLE_PEERS + 1)]
     blocks = [Registrations(other).hold(span_of(arena.region)) for other in others]
 
-    def read(number: int) -> None:
-        handle = native.post(others[number].name, [target], [blocks[number]])
-        while not native.landed(handle):
-            continue
-        native.release(handle)
-
     for number, other in enumerate(others):
         peers.connect(other.name, other.metadata([blocks[number]]))
-        read(number)
+        read(native, other.name, blocks[number], target)
         peers.disconnect(other.name, lost=False)
     with pytest.raises(TransportUnavailable):
-        read(0)
-    read(1)
+        read(native, "source-0", blocks[0], target)
+    read(native, "source-1", blocks[1], target)
     peers.connect("source-1", others[1].metadata([blocks[1]]))
     peers.disconnect("source-1", lost=True)
     with pytest.raises(TransportUnavailable):
-        read(1)
+        read(native, "source-1", blocks[1], target)
     for other in others:
         other.end()
 
@@ -128,10 +127,7 @@ def test_peers_are_renewed_and_used_peers_stay(native: NativeAgent) -> None:
         peers.connect("source", metadata)
         peers.disconnect("source", lost=False)
     peers.connect("source", metadata)
-    handle = native.post("source", [target], [block])
-    while not native.landed(handle):
-        continue
-    native.release(handle)
+    read(native, "source", block, target)
     peers.disconnect("source", lost=False)
     with pytest.raises(TransportUnavailable):
         native.post("source", [target], [block])

@@ -83,6 +83,14 @@ def test_pages_stay_small(count: int, nbytes: int, pages: int) -> None:
     assert len(digests) == bounds[-1]
 
 
+def test_pages_of_endless_names_stay_under_the_message_limit() -> None:
+    tensors = [TensorSpec("\N{GRINNING FACE}" * 20_000 + str(i), "uint8", (1,), (1,), 0, i, 1) for i in range(100)]
+    bounds = starts(tensors)
+    made = list(manifest_pages(tensors, np.zeros(bounds[-1], np.uint64), bounds))
+    assert max(page.ByteSize() for page in made) < 4 << 20
+    assert read_pages(made, head(100))[0] == tuple(tensors)
+
+
 def page(**columns: object) -> pb.ManifestPage:
     """Return a page with one tensor of two chunks, with other columns as given."""
     honest: dict[str, object] = {

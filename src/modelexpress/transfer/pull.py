@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from modelexpress.errors import DigestMismatch, TransferTimeout
-from modelexpress.transfer.digest import digest_many
+from modelexpress.transfer.digester import Digester, digester
 from modelexpress.transfer.ledger import Ledger
 from modelexpress.transfer.manifest import Manifest
 from modelexpress.transfer.pieces import Pieces, overlapping
@@ -39,6 +39,7 @@ def pull(
     *,
     source: str,
     timeout: float,
+    device: int | None = None,
     verify: bool = True,
     progress: Progress | None = None,
 ) -> PullResult:
@@ -54,6 +55,7 @@ def pull(
         ledger: Takes note of every verified chunk.
         source: Worker id of the source, for errors.
         timeout: Seconds that the whole pull may take.
+        device: The CUDA device that the destinations are on; None: host memory.
         verify: False skips the digests. Only benchmarks do that: nothing enters the ledger then.
         progress: Told how far it is.
 
@@ -62,24 +64,25 @@ def pull(
         TransportError: The transport failed; TransferTimeout when the time is over.
     """
     with ThreadPoolExecutor(1, thread_name_prefix="mx-verify") as pool:
-        run = _Pull(plan, reader, _Checker(manifest, ledger, source, verify), pool, progress)
+        checker = _Checker(manifest, ledger, source, digester(device) if verify else None)
+        run = _Pull(plan, reader, checker, pool, progress)
         return run.execute(time.monotonic() + timeout)
 
 
 class _Checker:
     """Compares pieces in place with their digests and keeps the ledger."""
 
-    def __init__(self, manifest: Manifest, ledger: Ledger, source: str, verify: bool) -> None:
+    def __init__(self, manifest: Manifest, ledger: Ledger, source: str, digests: Digester | None) -> None:
         self._manifest = manifest
         self._ledger = ledger
         self._source = source
-        self._verify = verify
+        self._digests = digests
 
     def check(self, pieces: Pieces) -> None:
         """Raise DigestMismatch at the first piece that is wrong; the ones that are right are recorded."""
-        if not self._verify:
+        if self._digests is None:
             return
-        found = digest_many(np.ascontiguousarray(pieces["address"]), pieces["nbytes"].astype(np.uint64))
+        found = self._digests(np.ascontiguousarray(pieces["address"]), pieces["nbytes"].astype(np.uint64))
         good = found == pieces["digest"]
         self._ledger.record(self._manifest, pieces[good])
         if not good.all():

@@ -2,6 +2,7 @@
 
 from modelexpress.transport.base import Export, LinkLimit, Reader, Run, Transfer, Transport
 from modelexpress.transport.local import LocalTransport
+from modelexpress.transport.nixl import NixlTransport
 from modelexpress.transport.select import Opened, Selection, available, open_first
 from modelexpress.transport.tcp import TcpTransport
 
@@ -9,6 +10,7 @@ __all__ = [
     "Export",
     "LinkLimit",
     "LocalTransport",
+    "NixlTransport",
     "Opened",
     "Reader",
     "Run",

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from types import TracebackType
 from typing import ClassVar, Self
 
+from modelexpress.errors import TransportUnavailable
 from modelexpress.memory import Region
 
 
@@ -115,6 +116,12 @@ class Export(ABC):
         """Withdraw the regions; readers get RegionWithdrawn. Closing twice is allowed."""
 
 
+def require_host_memory(name: str, regions: Sequence[Region] = (), device: int | None = None) -> None:
+    """Raise TransportUnavailable for device memory, on behalf of a transport that moves host memory alone."""
+    if device is not None or any(region.device is not None for region in regions):
+        raise TransportUnavailable(f"{name} moves host memory alone, not the memory of a GPU")
+
+
 class Transport(ABC):
     """One way of moving bytes. An instance serves any number of exports and readers of its process."""
 
@@ -133,12 +140,13 @@ class Transport(ABC):
         """
 
     @abstractmethod
-    def open(self, descriptor: bytes, token: str) -> Reader:
+    def open(self, descriptor: bytes, token: str, device: int | None = None) -> Reader:
         """Open an export of another process (or of this one).
 
         Args:
             descriptor: `Export.descriptor` as it came over the wire; it may be hostile.
             token: The lease's token.
+            device: The CUDA device whose memory the runs go to; None: they go to host memory.
 
         Raises:
             TransportUnavailable: The source cannot be reached this way, for instance because it is another host.

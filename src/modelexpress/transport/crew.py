@@ -43,10 +43,18 @@ class Crew:
         region_bytes: Size of each region; no run may leave them.
         workers: What each thread runs. A worker takes parts until `take` returns None, and reports them with
             `land`, or `fail`s.
+        part_bytes: The largest part.
     """
 
-    def __init__(self, name: str, region_bytes: Sequence[int], workers: Sequence[Callable[[], None]]) -> None:
+    def __init__(
+        self,
+        name: str,
+        region_bytes: Sequence[int],
+        workers: Sequence[Callable[[], None]],
+        part_bytes: int = PART_BYTES,
+    ) -> None:
         self._region_bytes = region_bytes
+        self._part_bytes = part_bytes
         self._changed = threading.Condition()
         self._queue: deque[Part] = deque()
         self._transfers: set[PendingTransfer] = set()
@@ -69,7 +77,7 @@ class Crew:
             if transfer.done():
                 return transfer
             self._transfers.add(transfer)
-            self._queue.extend(Part(transfer, part, nbytes) for part, nbytes in _cut(runs))
+            self._queue.extend(Part(transfer, part, nbytes) for part, nbytes in _cut(runs, self._part_bytes))
             self._start()
             self._changed.notify_all()
         return transfer
@@ -131,13 +139,13 @@ class Crew:
                 self._transfers.discard(transfer)
 
 
-def _cut(runs: Sequence[Run]) -> Iterator[tuple[tuple[Run, ...], int]]:
-    """Yield the runs in groups of at most `PART_BYTES` and `PART_RUNS`, with the bytes of each group."""
+def _cut(runs: Sequence[Run], part_bytes: int) -> Iterator[tuple[tuple[Run, ...], int]]:
+    """Yield the runs in groups of at most `part_bytes` and `PART_RUNS`, with the bytes of each group."""
     group: list[Run] = []
     nbytes = 0
     for run in runs:
-        for piece in _slices(run):
-            if nbytes + piece.nbytes > PART_BYTES or len(group) == PART_RUNS:
+        for piece in _slices(run, part_bytes):
+            if nbytes + piece.nbytes > part_bytes or len(group) == PART_RUNS:
                 yield tuple(group), nbytes
                 group, nbytes = [], 0
             group.append(piece)
@@ -146,10 +154,10 @@ def _cut(runs: Sequence[Run]) -> Iterator[tuple[tuple[Run, ...], int]]:
         yield tuple(group), nbytes
 
 
-def _slices(run: Run) -> Iterator[Run]:
-    if 0 < run.nbytes <= PART_BYTES:
+def _slices(run: Run, part_bytes: int) -> Iterator[Run]:
+    if 0 < run.nbytes <= part_bytes:
         yield run
         return
-    for start in range(0, run.nbytes, PART_BYTES):
-        nbytes = min(PART_BYTES, run.nbytes - start)
+    for start in range(0, run.nbytes, part_bytes):
+        nbytes = min(part_bytes, run.nbytes - start)
         yield Run(run.region, run.offset + start, run.address + start, nbytes)

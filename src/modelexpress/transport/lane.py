@@ -1,8 +1,8 @@
 """A lane: what one copying thread needs to reach device memory, made when it first does."""
 
+import ctypes
 import os
 from contextlib import ExitStack
-from ctypes import c_void_p
 
 from modelexpress.errors import PeerLost
 from modelexpress.memory import memory_view
@@ -23,7 +23,7 @@ class Lane:
         self._driver = driver()
         self._exit = ExitStack()
         self._exit.enter_context(self._driver.on(device))
-        self._stream: c_void_p = self._driver.create_stream()
+        self._stream: ctypes.c_void_p = self._driver.create_stream()
         self._exit.callback(self._driver.destroy_stream, self._stream)
         self._buffers: list[int] = []
         self._filled = 0
@@ -45,6 +45,15 @@ class Lane:
             _fill(buffer, descriptor, offset + done, size)
             self._driver.copy(destination + done, buffer, size, self._stream)
             done += size
+
+    def copy_out(self, destination: int, source: int, nbytes: int) -> None:
+        """Copy device memory to ordinary host memory through the pinned buffers; it is in place when this returns."""
+        for start in range(0, nbytes, STAGING_BYTES):
+            size = min(STAGING_BYTES, nbytes - start)
+            buffer = self._next_buffer()
+            self._driver.copy(buffer, source + start, size, self._stream)
+            self._driver.synchronise(self._stream)
+            ctypes.memmove(destination + start, buffer, size)
 
     def finish(self) -> None:
         """Wait until everything that was enqueued is in place."""

@@ -15,13 +15,13 @@ from modelexpress.transport.fork import closed_in_children
 from modelexpress.transport.greeting import Greeting, greet
 from modelexpress.transport.limits import copy_limit
 from modelexpress.transport.local_descriptor import MAX_REGIONS, LocalDescriptor, boot_id
+from modelexpress.transport.local_export import LocalExport
 from modelexpress.transport.local_reader import LocalReader, copy_threads
-from modelexpress.transport.passing import close_all, read_only, receive_descriptors, send_descriptors, unfit
-from modelexpress.transport.reception import Reception, ServedExport
+from modelexpress.transport.passing import receive_descriptors
+from modelexpress.transport.reception import Reception
 from modelexpress.transport.runtime_directory import listen_privately
-from modelexpress.transport.server import GREETING_SECONDS, Connection
+from modelexpress.transport.server import Connection
 from modelexpress.transport.stream import set_stall_deadline
-from modelexpress.transport.verdict import Verdict, encode_answer
 
 _CREDENTIALS = struct.Struct("iII")  # struct ucred: pid, uid, gid
 
@@ -57,7 +57,7 @@ class LocalTransport(Transport):
     def export(self, regions: Sequence[Region]) -> Export:
         if len(regions) > MAX_REGIONS:
             raise TransportUnavailable(f"{len(regions)} regions are too many; put them into an arena")
-        export = _LocalExport(self._reception, regions)
+        export = LocalExport(self._reception, regions)
         try:
             self._reception.add(export)
         except TransportUnavailable:
@@ -67,7 +67,7 @@ class LocalTransport(Transport):
         export.place(self._path)
         return export
 
-    def open(self, descriptor: bytes, token: str) -> Reader:
+    def open(self, descriptor: bytes, token: str, device: int | None = None) -> Reader:
         source = LocalDescriptor.parse(descriptor)
         if (reason := source.elsewhere()) is not None:
             raise TransportUnavailable(reason)
@@ -77,9 +77,19 @@ class LocalTransport(Transport):
             set_stall_deadline(sock, self._stall_timeout, tls=False)
             _connect(sock, source.path)
             greet(sock, Greeting(bytes.fromhex(source.export), token.encode()), self._stall_timeout)
-            descriptors = receive_descriptors(sock, source.region_bytes)
+            if device is None and not source.device_regions:
+                descriptors = receive_descriptors(sock, source.region_bytes)
+                reader: Reader = LocalReader(sock, descriptors, source.region_bytes, self._threads)
+            else:
+                reader = self._open_device(sock, source, device)
             undo.pop_all()
-        return LocalReader(sock, descriptors, source.region_bytes, self._threads)
+        return reader
+
+    def _open_device(self, sock: socket.socket, source: LocalDescriptor, device: int | None) -> Reader:
+        # Only where a GPU is involved: hosts without one never import what reaches for it.
+        from modelexpress.transport.device_opening import open_device_reader
+
+        return open_device_reader(sock, source, device, self._stall_timeout)
 
     def limit(self, descriptor: bytes) -> LinkLimit | None:
         return copy_limit()
@@ -94,64 +104,6 @@ class LocalTransport(Transport):
         # A process that ends without closing its transports takes its socket's name with it, if it can.
         self._cleanup = weakref.finalize(self, _remove, self._path, os.getpid())
         return sock
-
-
-class _LocalExport(ServedExport):
-    """Regions that readers get descriptors of."""
-
-    def __init__(self, reception: Reception, regions: Sequence[Region]) -> None:
-        super().__init__(reception)
-        self._region_bytes = tuple(region.nbytes for region in regions)
-        self._descriptor = b""
-        self._descriptors: list[int] = []
-        try:
-            for number, region in enumerate(regions):
-                self._descriptors.append(_shareable(number, region))
-        except TransportUnavailable:
-            self.release()
-            raise
-
-    @property
-    def descriptor(self) -> bytes:
-        return self._descriptor
-
-    def place(self, path: Path) -> None:
-        """Say at which socket the export is served."""
-        found = path.stat()
-        self._descriptor = (
-            LocalDescriptor(
-                boot_id=boot_id(),
-                path=str(path),
-                device=found.st_dev,
-                inode=found.st_ino,
-                export=self.export_id.hex(),
-                region_bytes=self._region_bytes,
-            )
-            .model_dump_json()
-            .encode()
-        )
-
-    def serve(self, connection: Connection) -> None:
-        connection.sock.settimeout(GREETING_SECONDS)
-        connection.sock.sendall(encode_answer(Verdict.GRANTED))
-        send_descriptors(connection.sock, self._descriptors)
-        # A reader has nothing more to say: the next thing that arrives is that it is gone.
-        connection.wait_readable()
-
-    def release(self) -> None:
-        close_all(self._descriptors)
-
-
-def _shareable(number: int, region: Region) -> int:
-    """Return a read-only descriptor of a region's memory."""
-    if region.descriptor is None:
-        raise TransportUnavailable(f"region {number} is ordinary memory; put its tensors into a HostArena")
-    if (problem := unfit(region.descriptor, region.nbytes)) is not None:
-        raise TransportUnavailable(f"region {number} cannot be read by others: {problem}")
-    try:
-        return read_only(region.descriptor)
-    except OSError as error:
-        raise TransportUnavailable(f"region {number} cannot be opened for readers: {error}") from error
 
 
 def _check_peer(connection: Connection) -> None:

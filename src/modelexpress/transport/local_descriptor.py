@@ -19,7 +19,7 @@ _RegionBytes = Annotated[int, Field(ge=0, lt=1 << 47)]
 
 
 class LocalDescriptor(BaseModel):
-    """Where a source's socket is, and how large its regions are in bytes.
+    """Where a source's socket is, how large its regions are in bytes, and which of them are device memory.
 
     The boot id tells hosts apart; device and inode of the socket tell containers of one host apart.
     """
@@ -33,6 +33,7 @@ class LocalDescriptor(BaseModel):
     inode: int
     export: Annotated[str, Field(pattern=rf"^[0-9a-f]{{{2 * EXPORT_ID_BYTES}}}$")]
     region_bytes: Annotated[tuple[_RegionBytes, ...], Field(max_length=MAX_REGIONS, strict=False)]
+    device_regions: Annotated[tuple[int, ...], Field(max_length=MAX_REGIONS, strict=False)] = ()
 
     @classmethod
     def parse(cls, data: bytes) -> "LocalDescriptor":

@@ -54,9 +54,9 @@ class LocalReader(Reader):
         while (part := self._crew.take(block=True)) is not None:
             try:
                 for run in part.runs:
-                    _copy(self._descriptors[run.region], run)
+                    copy_exactly(self._descriptors[run.region], run)
                 # Asked after the copy: what was copied before the source withdrew its memory is what it offered.
-                ended = self._ended()
+                ended: TransportError | None = said_by_source(self._sock)
             except OSError as error:
                 ended = PeerLost(f"the source's memory cannot be read: {error}")
             except TransportError as error:
@@ -66,19 +66,34 @@ class LocalReader(Reader):
             else:
                 self._crew.land(part)
 
-    def _ended(self) -> TransportError | None:
-        """Return what the source has said since it let this reader in."""
-        try:
-            # Looked at and left there, for the other threads.
-            said = self._sock.recv(ANSWER_BYTES, socket.MSG_PEEK)
-        except BlockingIOError:
-            return None
-        if len(said) < ANSWER_BYTES:
-            return None  # the source is gone, its memory is not
-        return error_of(decode_answer(said)[0])
+
+def said_by_source(sock: socket.socket, *, outlived: bool = True) -> TransportError | None:
+    """Return what a source has said on a silent connection since it let this reader in; None: nothing.
+
+    Args:
+        sock: The connection, not blocking.
+        outlived: Whether the memory that is read outlives the source.
+
+    Raises:
+        OSError: The connection broke.
+    """
+    try:
+        # Looked at and left there, for the other threads.
+        said = sock.recv(ANSWER_BYTES, socket.MSG_PEEK)
+    except BlockingIOError:
+        return None
+    if len(said) < ANSWER_BYTES:
+        return None if outlived else PeerLost("the source's process has ended")
+    return error_of(decode_answer(said)[0])
 
 
-def _copy(descriptor: int, run: Run) -> None:
+def copy_exactly(descriptor: int, run: Run) -> None:
+    """Copy a run from a descriptor's memory.
+
+    Raises:
+        PeerLost: The memory ends early.
+        OSError: It cannot be read.
+    """
     done = 0
     while done < run.nbytes:
         size = min(PIECE_BYTES, run.nbytes - done)

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 from modelexpress.errors import PeerLost, TransportUnavailable
 from modelexpress.memory import Region
-from modelexpress.transport.base import Export, LinkLimit, Reader, Transport
+from modelexpress.transport.base import Export, LinkLimit, Reader, Transport, require_host_memory
 from modelexpress.transport.door import Door
 from modelexpress.transport.greeting import Greeting
 from modelexpress.transport.limits import copy_limit
@@ -29,6 +29,9 @@ from modelexpress.transport.reception import Reception
 if TYPE_CHECKING:
     import socket
     import ssl
+
+_LAST_WORD_SECONDS = 0.2
+"""How long after a failed read the source's death may take to show on its connection."""
 
 
 class NixlTransport(Transport):
@@ -74,6 +77,7 @@ class NixlTransport(Transport):
         return missing() or self._door.unavailable()
 
     def export(self, regions: Sequence[Region]) -> Export:
+        require_host_memory(self.name, regions)
         export = NixlExport(self._reception, regions, self._agent)
         try:
             self._reception.add(export)
@@ -83,7 +87,8 @@ class NixlTransport(Transport):
         export.place(self._advertised_host, self._door.port, self._door.encrypts, boot_id())
         return export
 
-    def open(self, descriptor: bytes, token: str) -> Reader:
+    def open(self, descriptor: bytes, token: str, device: int | None = None) -> Reader:
+        require_host_memory(self.name, device=device)
         source = NixlDescriptor.parse(descriptor)
         if source.boot_id != boot_id() and not rdma_cards():
             raise TransportUnavailable("the source runs on another host, and this one has no RDMA network card")
@@ -120,8 +125,8 @@ class NixlTransport(Transport):
         try:
             agent.probe(peer, region, self._stall_timeout)
         except PeerLost as error:
-            if select.select([sock], [], [], 0)[0]:
-                raise  # it hung up, or said goodbye
+            if select.select([sock], [], [], _LAST_WORD_SECONDS)[0]:
+                raise  # it died, or said goodbye
             raise TransportUnavailable("neither RDMA nor shared memory leads to the source's memory") from error
 
 

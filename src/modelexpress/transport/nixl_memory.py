@@ -4,9 +4,11 @@ import bisect
 import itertools
 import mmap
 import threading
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 
+from modelexpress.errors import PeerLost
 from modelexpress.memory import HostArena
 from modelexpress.transport.nixl_native import Block, NativeAgent
 
@@ -22,6 +24,10 @@ class Span:
     def end(self) -> int:
         """The first address behind it."""
         return self.address + self.nbytes
+
+    def holds(self, other: "Span") -> bool:
+        """Return whether another range lies within this one."""
+        return self.address <= other.address and other.end <= self.end
 
 
 class Registrations:
@@ -60,9 +66,8 @@ class Registrations:
             self._users[span] -= 1
             if self._users[span] == 0:
                 del self._users[span]
-                block = self._blocks.pop(span)
-                if self._native.usable:
-                    self._native.deregister(block)
+                with suppress(PeerLost):  # the agent has ended, and its registrations with it
+                    self._native.deregister(self._blocks.pop(span))
 
 
 class Landing:
@@ -74,41 +79,39 @@ class Landing:
 
     def __init__(self, registrations: Registrations) -> None:
         self._registrations = registrations
-        self._starts: list[int] = []
-        self._held: list[tuple[Span, Block]] = []
+        self._held: list[tuple[Span, Block]] = []  # in the order of their addresses
+        self._last: tuple[Span, Block] | None = None
 
-    def cover(self, spans: Iterable[Span]) -> None:
-        """Register whatever of `spans` is not registered yet.
+    def blocks(self, spans: Sequence[Span]) -> list[Block]:
+        """Return destinations as a transfer names them; what is not registered yet is registered now.
 
         Raises:
             TransportUnavailable: Some of the memory cannot be registered.
             PeerLost: The agent was ended.
         """
-        new = (_surroundings(span) for span in spans if self._holding(span) is None)
-        for span in united(new):
-            block = self._registrations.hold(span)
-            place = bisect.bisect(self._starts, span.address)
-            self._starts.insert(place, span.address)
-            self._held.insert(place, (span, block))
-
-    def block(self, span: Span) -> Block:
-        """Return a covered range as a transfer names it."""
-        holding = self._holding(span)
-        assert holding is not None, "ranges are covered before they are used"
-        return (span.address, span.nbytes, holding[2])
+        for span in united(_surroundings(span) for span in spans if not self._covers(span)):
+            bisect.insort(self._held, (span, self._registrations.hold(span)))
+        return [(span.address, span.nbytes, self._device(span)) for span in spans]
 
     def release(self) -> None:
         """Give every range up; no transfer uses them any more."""
-        self._starts.clear()
+        self._last = None
         while self._held:
             self._registrations.let_go(self._held.pop()[0])
 
-    def _holding(self, span: Span) -> Block | None:
-        # Nearly always the nearest one below; ranges of different reads may overlap, so then the others.
-        for held, block in reversed(self._held[: bisect.bisect(self._starts, span.address)]):
-            if span.end <= held.end:
-                return block
-        return None
+    def _device(self, span: Span) -> int:
+        covered = self._covers(span)
+        assert covered, "it was registered just now"
+        assert self._last is not None
+        return self._last[1][2]
+
+    def _covers(self, span: Span) -> bool:
+        """Return whether a range is registered; `_last` is then where."""
+        if self._last is None or not self._last[0].holds(span):
+            # Nearly always the nearest one below; ranges of different reads may overlap, so then the others.
+            below = bisect.bisect(self._held, span.address, key=lambda held: held[0].address)
+            self._last = next((held for held in reversed(self._held[:below]) if held[0].holds(span)), None)
+        return self._last is not None
 
 
 def _surroundings(span: Span) -> Span:

@@ -2,8 +2,9 @@
 
 import threading
 from collections import OrderedDict
+from contextlib import suppress
 
-from modelexpress.errors import TransportUnavailable
+from modelexpress.errors import PeerLost, TransportUnavailable
 from modelexpress.transport.nixl_native import NativeAgent
 
 IDLE_PEERS = 16
@@ -58,5 +59,6 @@ class Peers:
 
     def _remove(self, name: str) -> None:
         del self._openings[name]
-        if self._native.usable and name != self._native.name:
-            self._native.remove_peer(name)
+        if name != self._native.name:
+            with suppress(PeerLost):  # the agent has ended, and its connections with it
+                self._native.remove_peer(name)

@@ -128,10 +128,8 @@ class NixlReader(Reader):
 
     def _post(self, parts: Sequence[Part]) -> int:
         runs = tuple(_merged(run for part in parts for run in part.runs if run.nbytes))
-        spans = [Span(run.address, run.nbytes) for run in runs]
-        self._landing.cover(spans)
-        remote = [self._block(run) for run in runs]
-        return self._agent.native.post(self._peer, [self._landing.block(span) for span in spans], remote)
+        local = self._landing.blocks([Span(run.address, run.nbytes) for run in runs])
+        return self._agent.native.post(self._peer, local, [self._block(run) for run in runs])
 
     def _block(self, run: Run) -> Block:
         address, _, device = self._regions[run.region]

@@ -38,19 +38,31 @@ def receive_descriptors(sock: socket.socket, region_bytes: Sequence[int]) -> lis
         TransportUnavailable: What arrived is not such memory.
         PeerLost: The connection broke.
     """
+    descriptors = receive_unchecked(sock, len(region_bytes))
+    for number, (descriptor, nbytes) in enumerate(zip(descriptors, region_bytes, strict=True)):
+        if (problem := unfit(descriptor, nbytes)) is not None:
+            close_all(descriptors)
+            raise TransportUnavailable(f"region {number} of the source is refused: {problem}")
+    return descriptors
+
+
+def receive_unchecked(sock: socket.socket, count: int) -> list[int]:
+    """Return so many descriptors, of whatever they are; the caller closes them.
+
+    Raises:
+        TransportUnavailable: Fewer arrived than were announced.
+        PeerLost: The connection broke.
+    """
     descriptors: list[int] = []
     try:
-        while len(descriptors) < len(region_bytes):
-            expected = min(BATCH, len(region_bytes) - len(descriptors))
+        while len(descriptors) < count:
+            expected = min(BATCH, count - len(descriptors))
             descriptors += (batch := _receive_batch(sock, expected))
             if len(batch) != expected:
                 raise TransportUnavailable(
                     f"{len(batch)} descriptors arrived, {expected} were expected; may this process open so many?"
                 )
             sock.sendall(_CONFIRMATION)
-        for number, (descriptor, nbytes) in enumerate(zip(descriptors, region_bytes, strict=True)):
-            if (problem := unfit(descriptor, nbytes)) is not None:
-                raise TransportUnavailable(f"region {number} of the source is refused: {problem}")
     except BaseException as error:
         close_all(descriptors)
         if isinstance(error, OSError):

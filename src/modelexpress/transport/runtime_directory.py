@@ -13,6 +13,7 @@ MAX_PATH_BYTES = 107
 """sun_path of a Unix socket has 108 bytes, of which the last is zero: unix(7)."""
 _SUFFIX = ".sock"
 _BACKLOG = 128
+_LAST_RESORT = "/tmp"  # its name is short, where others are too long
 
 
 def listen_privately() -> tuple[socket.socket, Path]:
@@ -32,7 +33,7 @@ def listen_privately() -> tuple[socket.socket, Path]:
 
 def _directory() -> Path:
     """Return the folder, made where it is missing; the first base that fits into a socket's address is taken."""
-    bases = [os.environ.get("XDG_RUNTIME_DIR", ""), tempfile.gettempdir(), "/tmp"]
+    bases = [os.environ.get("XDG_RUNTIME_DIR", ""), tempfile.gettempdir(), _LAST_RESORT]
     problems = []
     for base in filter(None, bases):
         directory = Path(base) / f"modelexpress-{os.getuid()}"

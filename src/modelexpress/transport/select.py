@@ -8,6 +8,7 @@ from modelexpress.errors import AccessDenied, TransportError, TransportUnavailab
 from modelexpress.settings import Settings
 from modelexpress.transport.base import Reader, Transport
 from modelexpress.transport.local import LocalTransport
+from modelexpress.transport.nixl import NixlTransport
 from modelexpress.transport.tcp import TcpTransport
 from modelexpress.wire.records import TransportOffer
 
@@ -44,12 +45,21 @@ def available(
 
     Args:
         settings: Names the one transport to use, or `auto`; read from the environment when None.
-        host: Address on which a source listens for `tcp`.
+        host: Address on which a source listens for `nixl` and `tcp`.
         advertised_host: Name under which targets reach this process; empty: `host`.
-        server_tls: Makes a source encrypt `tcp`.
+        server_tls: Makes a source encrypt `tcp`, and what `nixl` says before bytes travel.
         client_tls: How a target checks a source that encrypts.
     """
     settings = settings or Settings.read()
+    local = LocalTransport(stall_timeout=settings.stall_timeout)
+    nixl = NixlTransport(
+        host,
+        advertised_host=advertised_host,
+        stall_timeout=settings.stall_timeout,
+        server_tls=server_tls,
+        client_tls=client_tls,
+        without_cards=settings.transport == "nixl",
+    )
     tcp = TcpTransport(
         host,
         advertised_host=advertised_host,
@@ -60,7 +70,7 @@ def available(
     )
     usable: list[Transport] = []
     reasons: list[tuple[str, str]] = []
-    for transport in (LocalTransport(stall_timeout=settings.stall_timeout), tcp):
+    for transport in (local, nixl, tcp):
         if settings.transport not in ("auto", transport.name):
             reasons.append((transport.name, f"MX_TRANSPORT asks for {settings.transport}"))
         elif (reason := transport.unavailable()) is not None:
@@ -70,13 +80,16 @@ def available(
     return Selection(tuple(usable), tuple(reasons))
 
 
-def open_first(transports: Sequence[Transport], offers: Sequence[TransportOffer], token: str) -> Opened:
+def open_first(
+    transports: Sequence[Transport], offers: Sequence[TransportOffer], token: str, device: int | None = None
+) -> Opened:
     """Open a source over the first of `transports` that it offers and that works.
 
     Args:
         transports: This process's own, best first.
         offers: The source's, as they came over the wire.
         token: The lease's token.
+        device: The CUDA device that destinations are on; None: they are host memory.
 
     Raises:
         AccessDenied: No transport works, and one was refused.
@@ -93,7 +106,7 @@ def open_first(transports: Sequence[Transport], offers: Sequence[TransportOffer]
             skipped.append((transport.name, "the source does not offer it"))
             continue
         try:
-            reader = transport.open(offered[transport.name], token)
+            reader = transport.open(offered[transport.name], token, device)
         except (TransportUnavailable, AccessDenied) as error:
             # Another user's process is refused by `local`, and may still be let in by `tcp`.
             kind = AccessDenied if isinstance(error, AccessDenied) else kind

@@ -6,7 +6,7 @@ import struct
 from collections.abc import Iterator, Sequence
 
 _TIMEVAL = struct.Struct("@ll")
-_BLOCKS_PER_CALL = 1023  # IOV_MAX of Linux, less one for what comes after
+_BLOCKS_PER_CALL = 1024  # IOV_MAX of Linux
 _JOIN_BYTES = 16 << 10  # a TLS record
 
 
@@ -50,17 +50,8 @@ def send_all(sock: socket.socket, blocks: Sequence[memoryview], tls: bool) -> No
             left = _without(left, sent)
 
 
-def receive_all(sock: socket.socket, blocks: Sequence[memoryview], tls: bool, after: memoryview | None = None) -> int:
-    """Fill every block in order, and, if it comes along, what is `after` them.
-
-    Args:
-        sock: A connected socket.
-        blocks: Where the bytes go.
-        tls: Whether the socket encrypts.
-        after: Where the next bytes go; they are not waited for.
-
-    Returns:
-        How many bytes of `after` have come.
+def receive_all(sock: socket.socket, blocks: Sequence[memoryview], tls: bool) -> None:
+    """Fill every block in order; `tls` says whether the socket encrypts.
 
     Raises:
         OSError: The connection broke or ended, or nothing came for the stall deadline.
@@ -68,19 +59,14 @@ def receive_all(sock: socket.socket, blocks: Sequence[memoryview], tls: bool, af
     if tls:
         for block in blocks:
             _receive_block(sock, block)
-        return 0
+        return
     for start in range(0, len(blocks), _BLOCKS_PER_CALL):
-        group = blocks[start : start + _BLOCKS_PER_CALL]
-        wanted = sum(map(len, group))
-        is_last = start + len(group) == len(blocks)
-        left = [*group, after] if is_last and after is not None else list(group)
-        while wanted > 0:
+        left = list(filter(None, blocks[start : start + _BLOCKS_PER_CALL]))
+        while left:
             count = sock.recvmsg_into(left)[0]
             if count == 0:
                 raise ConnectionResetError("the connection ended early")
-            wanted -= count
             left = _without(left, count)
-    return -wanted
 
 
 def _joined(blocks: Sequence[memoryview]) -> Iterator[memoryview]:

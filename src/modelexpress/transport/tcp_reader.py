@@ -51,7 +51,7 @@ class TcpReader(Reader):
 
     def _work(self, sock: socket.socket) -> None:
         try:
-            _Stream(sock, self._crew, self._tls).run()
+            self._stream(sock)
         except (TimeoutError, BlockingIOError):
             self._crew.fail(
                 TransferTimeout(
@@ -66,51 +66,29 @@ class TcpReader(Reader):
         finally:
             shut(sock)
 
-
-class _Stream:
-    """One connection, on its thread: what was asked for, and the answer that is arriving."""
-
-    def __init__(self, sock: socket.socket, crew: Crew, tls: bool) -> None:
-        self._sock = sock
-        self._crew = crew
-        self._tls = tls
-        self._asked: deque[Part] = deque()
-        self._head = memoryview(bytearray(ANSWER_BYTES))
-        self._head_here = 0
-
-    def run(self) -> None:
-        """Keep a few parts on their way until there are no more.
-
-        Raises:
-            TransportError: The source ended the connection, and said why.
-            OSError: The connection broke, or nothing came for the stall deadline.
-        """
+    def _stream(self, sock: socket.socket) -> None:
+        """Keep a few parts on their way until there are no more."""
+        asked: deque[Part] = deque()
         while True:
-            while len(self._asked) < AHEAD and (part := self._crew.take(block=not self._asked)) is not None:
-                self._asked.append(part)
-                self._ask(part)
-            if not self._asked:
+            while len(asked) < AHEAD and (part := self._crew.take(block=not asked)) is not None:
+                asked.append(part)
+                # Why a source hung up is still to be read.
+                with contextlib.suppress(BrokenPipeError, ConnectionResetError):
+                    sock.sendall(encode_request(part.runs))
+            if not asked:
                 return
-            self._receive(self._asked.popleft())
+            self._receive(sock, asked.popleft())
 
-    def _ask(self, part: Part) -> None:
-        # Why a source hung up is still to be read.
-        with contextlib.suppress(BrokenPipeError, ConnectionResetError):
-            self._sock.sendall(encode_request(part.runs))
-
-    def _receive(self, part: Part) -> None:
-        """Receive the answer to a part, and the head of the next one if it comes along."""
-        receive_all(self._sock, [self._head[self._head_here :]], self._tls)
-        self._head_here = 0
-        verdict, length = decode_answer(self._head)
+    def _receive(self, sock: socket.socket, part: Part) -> None:
+        head = memoryview(bytearray(ANSWER_BYTES))
+        receive_all(sock, [head], self._tls)
+        verdict, length = decode_answer(head)
         if verdict is Verdict.GRANTED:
-            blocks = [memory_view(run.address, run.nbytes) for run in part.runs]
-            after = self._head if self._asked else None
-            self._head_here = receive_all(self._sock, blocks, self._tls, after)
+            receive_all(sock, [memory_view(run.address, run.nbytes) for run in part.runs], self._tls)
             self._crew.land(part)
             return
         message = memoryview(bytearray(length))
-        receive_all(self._sock, [message], self._tls)
+        receive_all(sock, [message], self._tls)
         error = error_of(verdict, bytes(message))
         if verdict is not Verdict.OUT_OF_RANGE:
             raise error

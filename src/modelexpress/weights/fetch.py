@@ -21,7 +21,7 @@ from modelexpress.transfer.ledger import Ledger
 from modelexpress.transfer.manifest import Manifest
 from modelexpress.transfer.plan import Plan, make_plan
 from modelexpress.transfer.pull import pull
-from modelexpress.transport import Reader, Transport, available, open_first
+from modelexpress.transport import Transport, available, open_first
 from modelexpress.weights.candidates import order_candidates
 from modelexpress.weights.report import COPY, Journal, Stage
 from modelexpress.wire.peer import LeaseGrant
@@ -30,6 +30,8 @@ from modelexpress.wire.records import FileSpec, SourceRef
 _WORTH_MEASURING = 64 << 20
 """Bytes of a load below which the limit of the link is not measured: that would take longer than the load."""
 
+Destinations = Mapping[int | None, Mapping[str, int]]
+"""For each CUDA device, and None for the host, the address of each tensor that goes there."""
 ReadFile = Callable[[FileSpec], bytes]
 Find = Callable[[Client], Sequence[SourceRef]]
 
@@ -41,8 +43,8 @@ class Room(Protocol):
     def staged(self) -> frozenset[str]:
         """Names of the tensors whose bytes do not outlive a change of the source."""
 
-    def open(self, manifest: Manifest, read_file: ReadFile) -> Mapping[str, int]:
-        """Return the address that each tensor is copied to.
+    def open(self, manifest: Manifest, read_file: ReadFile) -> Destinations:
+        """Return where each tensor is copied to.
 
         Raises:
             ManifestMismatch: The source does not hold what is wanted here; nothing was changed.
@@ -126,16 +128,19 @@ class Fetch:
             with self.journal.stage("manifest"):
                 manifest = client.manifest(lease.grant)
             with self.journal.stage("plan"):
-                addresses = self.room.open(manifest, lambda file: client.file(lease.grant, file))
+                destinations = self.room.open(manifest, lambda file: client.file(lease.grant, file))
                 self.ledger.forget_tensors(self.room.staged)
-                plan = make_plan(manifest, addresses, self.ledger, self.settings.chunk_bytes)
-            with self.journal.stage("connect"):
-                opened = open_first(transports, lease.grant.transports, lease.grant.lease_id)
-            self.journal.notes += [f"{name}: {reason}" for name, reason in opened.skipped]
-            with opened.reader:
-                self._copy(plan, opened.reader, manifest, lease, ref)
-            self.journal.source, self.journal.transport = ref.worker_id, opened.transport.name
-            self._measure(opened.transport, lease.grant)
+                plans = {
+                    device: make_plan(manifest, addresses, self.ledger, self.settings.chunk_bytes)
+                    for device, addresses in destinations.items()
+                }
+            self.journal.nbytes = sum(plan.nbytes + plan.kept_bytes for plan in plans.values())
+            self.journal.kept_bytes = sum(plan.kept_bytes for plan in plans.values())
+            done = 0
+            for device, plan in plans.items():
+                self._copy(plan, device, transports, manifest, lease, ref.worker_id, done)
+                done += plan.nbytes + plan.kept_bytes
+            self.journal.source = ref.worker_id
 
     @contextmanager
     def _lease(self, ref: SourceRef) -> Iterator[tuple[PeerClient, HeldLease]]:
@@ -152,25 +157,42 @@ class Fetch:
             raise PeerError(f"worker {ref.worker_id} names no address to read from: it speaks another dialect")
         return found[0].worker_grpc_endpoint
 
-    def _copy(self, plan: Plan, reader: Reader, manifest: Manifest, lease: HeldLease, ref: SourceRef) -> None:
-        total = plan.nbytes + plan.kept_bytes
+    def _copy(
+        self,
+        plan: Plan,
+        device: int | None,
+        transports: Sequence[Transport],
+        manifest: Manifest,
+        lease: HeldLease,
+        source: str,
+        done: int,
+    ) -> None:
+        """Execute the plan of one device, or of the host; `done` bytes of other plans are in place."""
 
         def advance(verified: int) -> None:
-            lease.verified_bytes = verified
-            self.journal.advance(verified, total)
+            lease.verified_bytes = done + verified
+            self.journal.advance(done + verified, self.journal.nbytes)
 
-        result = pull(
-            plan,
-            reader,
-            manifest,
-            self.ledger,
-            source=ref.worker_id,
-            timeout=self.settings.transfer_timeout,
-            verify=self.verify,
-            progress=advance,
-        )
+        grant = lease.grant
+        with self.journal.stage("connect"):
+            opened = open_first(transports, grant.transports, grant.lease_id, device)
+        self.journal.transport = opened.transport.name
+        self.journal.notes += [f"{name}: {reason}" for name, reason in opened.skipped]
+        with opened.reader:
+            result = pull(
+                plan,
+                opened.reader,
+                manifest,
+                self.ledger,
+                source=source,
+                timeout=self.settings.transfer_timeout,
+                device=device,
+                verify=self.verify,
+                progress=advance,
+            )
         self.journal.stages.append(Stage(COPY, result.seconds, result.nbytes))
-        self.journal.nbytes, self.journal.kept_bytes = total, plan.kept_bytes
+        if device is None:
+            self._measure(opened.transport, grant)
 
     def _measure(self, transport: Transport, grant: LeaseGrant) -> None:
         if self.journal.nbytes < _WORTH_MEASURING:

@@ -3,6 +3,8 @@
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+import torch
+
 from modelexpress.errors import LoadError, ModelExpressError, PartialModel
 from modelexpress.identity import SourceIdentity
 from modelexpress.settings import Settings
@@ -20,6 +22,7 @@ def load(
     registry: str | None = None,
     storage: Path | str | None = None,
     native: Callable[[], object] | None = None,
+    device: torch.device | str = "cpu",
     progress: Progress | None = None,
     settings: Settings | None = None,
 ) -> LoadReport:
@@ -29,12 +32,13 @@ def load(
     and target agree on every tensor; whatever is returned was verified completely.
 
     Args:
-        model: A module, or tensors by name, in host memory or on the meta device.
+        model: A module, or tensors by name, in host memory, on CUDA devices, or on the meta device.
         identity: What the weights are.
         rank: Of this worker within its replica.
         registry: HOST:PORT of the registry; None takes it from the environment.
         storage: A checkpoint folder; None leaves storage out.
         native: Fills the model in its own way, and raises what it likes; None leaves it out.
+        device: Where tensors on the meta device get their memory.
         progress: Told the bytes in place and the bytes in all.
         settings: Read from the environment when None.
 
@@ -55,7 +59,7 @@ def load(
         strategies.append(StorageStrategy(Path(storage)))
     if native is not None:
         strategies.append(NativeStrategy(native))
-    return run_strategies(Target(model), strategies, Journal(progress))
+    return run_strategies(Target(model, device), strategies, Journal(progress))
 
 
 def run_strategies(target: Target, strategies: Sequence[Strategy], journal: Journal) -> LoadReport:

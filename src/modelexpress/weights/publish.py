@@ -59,7 +59,7 @@ def publish(
         chunk_bytes=settings.chunk_bytes,
         files=file_specs(contents),
     )
-    material = Material(identity, rank, manifest, settled.regions, settled.arenas, contents)
+    material = Material(identity, rank, manifest, settled.regions, settled.owners, contents)
     return publish_material(material, registry, worker, settings)
 
 

@@ -1,6 +1,5 @@
 """Pulling a checkpoint folder from a peer: tensors land in the mapped files themselves."""
 
-from collections.abc import Mapping
 from contextlib import ExitStack
 from pathlib import Path
 
@@ -12,7 +11,7 @@ from modelexpress.errors import LoadError, ManifestMismatch, NoSourceFound
 from modelexpress.settings import Settings
 from modelexpress.transfer.manifest import Manifest, contiguous_strides
 from modelexpress.weights.checkpoint_writer import DEFAULT_SHARD_BYTES, CheckpointWriter
-from modelexpress.weights.fetch import Fetch, ReadFile
+from modelexpress.weights.fetch import Destinations, Fetch, ReadFile
 from modelexpress.weights.report import Journal, LoadReport, Progress
 from modelexpress.weights.side_files import check_side_paths
 from modelexpress.weights.stored_tensor import TensorEntry
@@ -112,7 +111,7 @@ class _FolderRoom:
     def staged(self) -> frozenset[str]:
         return frozenset(self._staging)
 
-    def open(self, manifest: Manifest, read_file: ReadFile) -> Mapping[str, int]:
+    def open(self, manifest: Manifest, read_file: ReadFile) -> Destinations:
         specs = _stored(manifest)
         entries = [TensorEntry(spec.name, spec.dtype, spec.shape, spec.nbytes) for spec in specs]
         if self._writer is None:
@@ -121,7 +120,7 @@ class _FolderRoom:
         elif self._entries != entries:
             raise ManifestMismatch("another source of the same identity holds other tensors: pull again")
         self._staging = {spec.name: (spec, _buffer(spec)) for spec in specs if not _row_major(spec)}
-        return {spec.name: self._address(spec.name) for spec in specs if spec.nbytes}
+        return {None: {spec.name: self._address(spec.name) for spec in specs if spec.nbytes}}
 
     def commit(self) -> int:
         """Finish the files and move the folder into place; return the number of tensors."""

@@ -1,5 +1,6 @@
 """Settling a model into an arena, so that its own memory is what other processes map."""
 
+from bisect import bisect_right
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -15,36 +16,43 @@ from modelexpress.wire.records import TensorSpec
 
 @dataclass(frozen=True)
 class Settled:
-    """Where the tensors of a model are: `arenas` and their `regions`, and one spec a tensor."""
+    """Where the tensors of a model are: their `regions`, one spec a tensor, and what keeps the memory alive."""
 
-    arenas: tuple[HostArena, ...]
+    owners: tuple[object, ...]
     regions: tuple[Region, ...]
     tensors: tuple[TensorSpec, ...]
 
 
 def settle(entries: Sequence[Entry]) -> Settled:
-    """Move a model's tensors into shareable memory, storage by storage, and say where each is.
+    """See to it that other processes can map a model's tensors, and say where each is.
 
-    The tensors stay the same objects; views that share a storage go on sharing it. Each storage is freed before
-    the next one moves, so at no time are there two copies of the model. Tensors that are in an arena already
-    stay where they are. Tensors with gaps between their elements stay, too: a dense copy of them is offered.
+    Tensors in host memory move into an arena, storage by storage. They stay the same objects; views that share a
+    storage go on sharing it. Each storage is freed before the next one moves, so at no time are there two copies of
+    the model. Tensors that are in an arena already stay where they are, and so do those in device memory: the
+    allocations under them are offered. Of tensors with gaps between their elements a dense copy is offered.
 
     Raises:
-        UnsupportedModel: A tensor has no memory (meta device) or is not in host memory.
+        UnsupportedModel: A tensor has no memory (meta device), or is on a device that is neither host nor CUDA.
+        DeviceError: The CUDA driver cannot be asked.
     """
     for entry in entries:
-        if entry.tensor.device.type != "cpu":
+        if entry.tensor.device.type not in ("cpu", "cuda"):
             raise UnsupportedModel(
-                f"tensor '{entry.name}' is on device '{entry.tensor.device}': only host memory can be offered"
+                f"tensor '{entry.name}' is on device '{entry.tensor.device}': only host and CUDA memory can be offered"
             )
-    moving = [e for e in entries if is_dense(e.tensor) and e.nbytes and not _arena_of(e.tensor)]
-    copied = [e for e in entries if not is_dense(e.tensor)]
-    spans = _spans(moving)
-    arena = HostArena(sum(aligned(span.nbytes) for span in spans) + sum(aligned(entry.nbytes) for entry in copied))
+    host = [entry for entry in entries if entry.tensor.device.type == "cpu"]
+    gaps = [entry for entry in entries if not is_dense(entry.tensor)]
+    arena = _move_into_arena([e for e in host if is_dense(e.tensor) and e.nbytes and not _arena_of(e.tensor)])
+    copies = {entry.name: _dense_copy(entry) for entry in gaps}
+    return _locate([(entry, copies.get(entry.name, entry.tensor)) for entry in entries], arena, copies)
+
+
+def _move_into_arena(entries: Sequence[Entry]) -> HostArena:
+    spans = _spans(entries)
+    arena = HostArena(sum(aligned(span.nbytes) for span in spans))
     for span in spans:
         _move(span, arena)
-    copies = {entry.name: _dense_copy(entry, arena) for entry in copied}
-    return _locate(entries, copies, arena)
+    return arena
 
 
 @dataclass(frozen=True)
@@ -82,34 +90,48 @@ def _move(span: _Span, arena: HostArena) -> None:
         tensor.data = fresh.set_(block.untyped_storage(), offset, tensor.shape, tensor.stride())
 
 
-def _dense_copy(entry: Entry, arena: HostArena) -> torch.Tensor:
-    if not entry.nbytes:
-        return torch.empty(entry.tensor.shape, dtype=entry.tensor.dtype)
-    block = torch.frombuffer(arena.take(entry.nbytes), dtype=entry.tensor.dtype)
-    copy = block.view(entry.tensor.shape)
+def _dense_copy(entry: Entry) -> torch.Tensor:
+    """Return a contiguous copy: of host memory in an arena of its own, else on the tensor's own device."""
+    if entry.tensor.device.type == "cuda" or not entry.nbytes:
+        return entry.tensor.detach().resolve_conj().resolve_neg().contiguous()
+    block = torch.frombuffer(HostArena(entry.nbytes).take(entry.nbytes), dtype=entry.tensor.dtype)
+    copy = block.view(entry.shape)
     copyable(copy).copy_(copyable(entry.tensor.detach()))
     return copy
 
 
-def _locate(entries: Sequence[Entry], copies: dict[str, torch.Tensor], own: HostArena) -> Settled:
-    arenas: dict[int, HostArena] = {}
+def _locate(placed: Sequence[tuple[Entry, torch.Tensor]], own: HostArena, copies: dict[str, torch.Tensor]) -> Settled:
+    """Find the region of each tensor: the arena or the allocation that it lies in."""
+    full = [(entry, tensor) for entry, tensor in placed if entry.nbytes]
+    arenas = {id(arena): arena for _, tensor in full if (arena := _arena_of(tensor)) is not None} or {id(own): own}
+    on_device = [(tensor.data_ptr(), entry.nbytes) for entry, tensor in full if tensor.device.type == "cuda"]
+    regions = sorted(
+        [*(arena.region for arena in arenas.values()), *_device_regions(on_device)], key=lambda region: region.address
+    )
+    starts = [region.address for region in regions]
     specs = []
-    for entry in entries:
-        tensor = copies.get(entry.name, entry.tensor)
-        arena = (_arena_of(tensor) if entry.nbytes else None) or own
-        arenas.setdefault(id(arena), arena)
-        region = list(arenas).index(id(arena))
-        offset = tensor.data_ptr() - arena.region.address if entry.nbytes else 0
-        shape = tuple(tensor.shape)
-        strides = tuple(tensor.stride()) if entry.nbytes else contiguous_strides(shape)
+    for entry, tensor in placed:
+        number = bisect_right(starts, tensor.data_ptr()) - 1 if entry.nbytes else 0
+        offset = tensor.data_ptr() - starts[number] if entry.nbytes else 0
+        strides = tuple(tensor.stride()) if entry.nbytes else contiguous_strides(entry.shape)
         specs.append(
-            TensorSpec(entry.name, entry.dtype, shape, strides, region, offset, entry.nbytes, entry.persistent)
+            TensorSpec(entry.name, entry.dtype, entry.shape, strides, number, offset, entry.nbytes, entry.persistent)
         )
-    found = tuple(arenas.values())
     # In the order of the memory, which is the order in which targets read.
     specs.sort(key=lambda spec: (spec.region, spec.offset))
-    return Settled(found, tuple(arena.region for arena in found), tuple(specs))
+    return Settled((*arenas.values(), copies, tuple(t for _, t in full)), tuple(regions), tuple(specs))
+
+
+def _device_regions(ranges: Sequence[tuple[int, int]]) -> list[Region]:
+    if not ranges:
+        return []
+    # Only where a GPU is involved: hosts without one never import what reaches for it.
+    from modelexpress.memory.cuda_regions import regions_under
+
+    return regions_under(ranges)
 
 
 def _arena_of(tensor: torch.Tensor) -> HostArena | None:
+    if tensor.device.type != "cpu":
+        return None
     return HostArena.holding(tensor.data_ptr(), tensor.numel() * tensor.element_size())

@@ -1,5 +1,7 @@
 """The target: a model's tensors as room for bytes, and what must happen before and after they arrive."""
 
+from collections import defaultdict
+
 import torch
 
 from modelexpress.errors import UnsupportedModel
@@ -12,27 +14,30 @@ from modelexpress.weights.catalog import Entry, Model, catalogue, copyable, is_d
 class Target:
     """A model to be filled.
 
-    Tensors on the meta device get memory in an arena, without being initialised, and enter the model only by
-    `commit`. Tensors that have memory are filled in place: `written` says whether that has begun.
+    Tensors on the meta device get memory without being initialised, in an arena or on the device that is asked for,
+    and enter the model only by `commit`. Tensors that have memory are filled in place: `written` says whether that
+    has begun.
 
     Args:
         model: A module, or tensors by name.
+        device: Where tensors on the meta device get their memory.
 
     Raises:
-        UnsupportedModel: A tensor has no plain memory, or is not in host memory.
+        UnsupportedModel: A tensor has no plain memory, or is on a device that is neither host nor CUDA.
     """
 
-    def __init__(self, model: Model) -> None:
+    def __init__(self, model: Model, device: torch.device | str = "cpu") -> None:
         self.entries = catalogue(model)
+        self._device = torch.device(device)
         self.written = False
         self._model = model
         self._fresh: dict[int, torch.Tensor] = {}
         self._staged: dict[str, torch.Tensor] = {}
         self._saved: list[tuple[torch.Tensor, torch.Tensor]] = []
         for entry in self.entries:
-            if entry.tensor.device.type not in ("cpu", "meta"):
+            if entry.tensor.device.type not in ("cpu", "cuda", "meta"):
                 raise UnsupportedModel(
-                    f"tensor '{entry.name}' is on device '{entry.tensor.device}': only host memory can be filled"
+                    f"tensor '{entry.name}' is on '{entry.tensor.device}': only host and CUDA memory can be filled"
                 )
 
     def wanted(self, scope: Scope) -> list[Wanted]:
@@ -41,21 +46,30 @@ class Target:
             Wanted(entry.name, entry.dtype, entry.shape, entry.nbytes, entry.memory) for entry in self._expected(scope)
         ]
 
-    def open(self, manifest: Manifest) -> dict[str, int]:
-        """Return the address that each tensor of a manifest is copied to, tied tensors under one name.
+    @property
+    def devices(self) -> set[int | None]:
+        """CUDA devices whose memory is filled; None stands for the host."""
+        return {_index(self._device if entry.is_meta else entry.tensor.device) for entry in self.entries}
+
+    def open(self, manifest: Manifest) -> dict[int | None, dict[str, int]]:
+        """Return the address that each tensor of a manifest is copied to, by device, tied tensors under one name.
 
         Tensors whose elements lie in another order than the source's are received beside the model.
         """
         self._save_buffers()
-        addresses: dict[str, int] = {}
+        destinations: dict[int | None, dict[str, int]] = defaultdict(dict)
         filled: set[int] = set()
         for entry in self._expected(manifest.scope):
             if entry.memory in filled or entry.name not in manifest.index or not entry.nbytes:
                 continue
             filled.add(entry.memory)
             spec = manifest.tensors[manifest.index[entry.name]]
-            addresses[entry.name] = self._room(entry, spec.strides).data_ptr()
-        return addresses
+            room = self._room(entry, spec.strides)
+            destinations[_index(room.device)][entry.name] = room.data_ptr()
+        for device in destinations.keys() - {None}:
+            # What the allocator hands out may still be in use by what was enqueued before.
+            torch.cuda.synchronize(device)
+        return dict(destinations)
 
     @property
     def staged(self) -> frozenset[str]:
@@ -98,7 +112,7 @@ class Target:
         if _same_order(tensor, strides):
             self.written |= not entry.is_meta
             return tensor
-        staging = torch.empty_strided(tensor.shape, strides, dtype=tensor.dtype)
+        staging = torch.empty_strided(tensor.shape, strides, dtype=tensor.dtype, device=tensor.device)
         self._staged[entry.name] = staging
         return staging
 
@@ -106,15 +120,16 @@ class Target:
         if self._fresh:
             return
         metas = {id(entry.tensor): entry for entry in self.entries if entry.is_meta}
+        if self._device.type != "cpu":
+            self._fresh = {key: _empty_like(entry, self._device) for key, entry in metas.items()}
+            return
         arena = HostArena(sum(aligned(entry.nbytes) for entry in metas.values()))
         for key, entry in metas.items():
             if not entry.nbytes:
                 self._fresh[key] = torch.empty(entry.shape, dtype=entry.tensor.dtype)
                 continue
             block = torch.frombuffer(arena.take(entry.nbytes), dtype=entry.tensor.dtype)
-            permuted = not entry.tensor.is_contiguous() and is_dense(entry.tensor)
-            strides = entry.tensor.stride() if permuted else contiguous_strides(entry.shape)
-            self._fresh[key] = block.as_strided(entry.shape, strides)
+            self._fresh[key] = block.as_strided(entry.shape, _strides(entry))
 
     def _save_buffers(self) -> None:
         if not self._saved:
@@ -123,6 +138,23 @@ class Target:
                 for entry in self.entries
                 if not entry.persistent and not entry.is_meta
             ]
+
+
+def _index(device: torch.device) -> int | None:
+    """Return the ordinal of a CUDA device; None for the host."""
+    if device.type != "cuda":
+        return None
+    return torch.cuda.current_device() if device.index is None else device.index
+
+
+def _strides(entry: Entry) -> tuple[int, ...]:
+    """Return the strides that new memory for a meta tensor gets: its own, if they leave no gaps."""
+    permuted = not entry.tensor.is_contiguous() and is_dense(entry.tensor)
+    return tuple(entry.tensor.stride()) if permuted else contiguous_strides(entry.shape)
+
+
+def _empty_like(entry: Entry, device: torch.device) -> torch.Tensor:
+    return torch.empty_strided(entry.shape, _strides(entry), dtype=entry.tensor.dtype, device=device)
 
 
 def _same_order(tensor: torch.Tensor, strides: tuple[int, ...]) -> bool:

@@ -16,6 +16,9 @@ PAGE_TENSORS = 4096
 PAGE_DIGESTS = 1 << 17
 """Digests of one page at most: 1 MiB of them."""
 
+PAGE_CHARACTERS = 1 << 19
+"""Characters of the names of one page at most; in UTF-8 a character has four bytes at most."""
+
 BLOCK_BYTES = 1 << 20
 """A file travels in blocks of so many bytes."""
 
@@ -135,12 +138,18 @@ def manifest_pages(
         digests: The digests of all chunks, in order.
         chunk_starts: For each tensor the index of its first digest, and the end of the last.
     """
+    text_starts = np.cumsum([0, *(len(tensor.name) for tensor in tensors)])
     start = 0
     while start < len(tensors):
-        allowed = np.searchsorted(chunk_starts, chunk_starts[start] + PAGE_DIGESTS, side="right") - 1
-        end = min(start + PAGE_TENSORS, max(int(allowed), start + 1), len(tensors))
+        ends = (_reach(chunk_starts, start, PAGE_DIGESTS), _reach(text_starts, start, PAGE_CHARACTERS))
+        end = min(start + PAGE_TENSORS, len(tensors), *ends)
         yield _page(tensors[start:end], digests[chunk_starts[start] : chunk_starts[end]])
         start = end
+
+
+def _reach(starts: npt.NDArray[np.int64], first: int, most: int) -> int:
+    """Return the end of the tensors from `first` on that have at most `most` of something together; at least one."""
+    return max(int(np.searchsorted(starts, starts[first] + most, side="right")) - 1, first + 1)
 
 
 def _page(tensors: Sequence[TensorSpec], digests: npt.NDArray[np.uint64]) -> pb.ManifestPage:

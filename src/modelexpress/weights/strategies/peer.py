@@ -1,14 +1,14 @@
 """Weights from a peer."""
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 
 from modelexpress.identity import SourceIdentity
 from modelexpress.settings import Settings
 from modelexpress.transfer.compare import compare
+from modelexpress.transfer.digester import prepare
 from modelexpress.transfer.manifest import Manifest
 from modelexpress.weights.candidates import find_candidates
-from modelexpress.weights.fetch import Fetch, ReadFile
+from modelexpress.weights.fetch import Destinations, Fetch, ReadFile
 from modelexpress.weights.report import Journal
 from modelexpress.weights.strategies.base import Strategy
 from modelexpress.weights.target import Target
@@ -41,6 +41,8 @@ class PeerStrategy(Strategy):
             RegistryError: The registry could not be asked.
             LoadError: Every source failed; `causes` says how each did. A single cause is raised itself.
         """
+        for device in target.devices:
+            prepare(device)
         Fetch(
             self.registry,
             lambda client: find_candidates(client, self.identity, self.rank),
@@ -64,6 +66,6 @@ class _TargetRoom:
     def staged(self) -> frozenset[str]:
         return self.target.staged
 
-    def open(self, manifest: Manifest, read_file: ReadFile) -> Mapping[str, int]:
+    def open(self, manifest: Manifest, read_file: ReadFile) -> Destinations:
         compare(manifest, self.target.wanted(manifest.scope))
         return self.target.open(manifest)

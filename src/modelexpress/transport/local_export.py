@@ -1,0 +1,117 @@
+"""What `local` offers of a source: descriptors of host memory, and how device memory is mapped."""
+
+import socket
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from modelexpress.errors import DeviceError, TransportError, TransportUnavailable
+from modelexpress.memory import Region
+from modelexpress.transport.local_descriptor import LocalDescriptor, boot_id
+from modelexpress.transport.passing import close_all, read_only, send_descriptors, unfit
+from modelexpress.transport.reception import Reception, ServedExport
+from modelexpress.transport.server import GREETING_SECONDS, Connection
+from modelexpress.transport.verdict import Verdict, encode_answer
+
+if TYPE_CHECKING:
+    from modelexpress.transport.handover import Handover
+
+UNMAPPING_SECONDS = 10.0
+"""How long a source that withdraws device memory waits for a reader to unmap it."""
+
+
+class LocalExport(ServedExport):
+    """Regions that readers get descriptors of, and of device memory what lets them map it.
+
+    Raises:
+        TransportUnavailable: A region cannot be shared.
+    """
+
+    def __init__(self, reception: Reception, regions: Sequence[Region]) -> None:
+        super().__init__(reception)
+        self._region_bytes = tuple(region.nbytes for region in regions)
+        self._device_regions = tuple(n for n, region in enumerate(regions) if region.device is not None)
+        self._descriptor = b""
+        self._descriptors: list[int] = []
+        self._handover: Handover | None = None
+        try:
+            for number, region in enumerate(regions):
+                if region.device is None:
+                    self._descriptors.append(_shareable(number, region))
+            if self._device_regions:
+                self._share_devices([regions[number] for number in self._device_regions])
+        except TransportError:
+            self.release()
+            raise
+
+    @property
+    def descriptor(self) -> bytes:
+        return self._descriptor
+
+    def place(self, path: Path) -> None:
+        """Say at which socket the export is served."""
+        found = path.stat()
+        self._descriptor = (
+            LocalDescriptor(
+                boot_id=boot_id(),
+                path=str(path),
+                device=found.st_dev,
+                inode=found.st_ino,
+                export=self.export_id.hex(),
+                region_bytes=self._region_bytes,
+                device_regions=self._device_regions,
+            )
+            .model_dump_json()
+            .encode()
+        )
+
+    def serve(self, connection: Connection) -> None:
+        connection.sock.settimeout(GREETING_SECONDS)
+        connection.sock.sendall(encode_answer(Verdict.GRANTED))
+        if self._handover is not None:
+            self._handover.send(connection.sock)
+        send_descriptors(connection.sock, self._descriptors)
+        # A reader has nothing more to say: the next thing that arrives is that it is gone.
+        if not connection.wait_readable() and self._handover is not None and connection.verdict is not None:
+            _await_unmapping(connection.sock, connection.verdict)
+
+    def release(self) -> None:
+        close_all(self._descriptors)
+
+    def _share_devices(self, regions: Sequence[Region]) -> None:
+        # Only where a GPU is involved: hosts without one never import what reaches for it.
+        from modelexpress.memory.cuda_share import share
+        from modelexpress.transport.handover import Handover
+
+        shares = []
+        for region in regions:
+            try:
+                shared, descriptors = share(region)
+            except DeviceError as error:
+                raise TransportUnavailable(f"device memory cannot be shared: {error}") from error
+            shares.append(shared)
+            self._descriptors += descriptors
+        self._handover = Handover(shares=shares)
+
+
+def _await_unmapping(sock: socket.socket, verdict: Verdict) -> None:
+    """Tell a reader that the memory goes, and wait until it has unmapped it: the driver leaves the rest undefined."""
+    sock.sendall(encode_answer(verdict))
+    deadline = time.monotonic() + UNMAPPING_SECONDS
+    while (left := deadline - time.monotonic()) > 0:
+        sock.settimeout(left)
+        if not sock.recv(4096):
+            return
+
+
+def _shareable(number: int, region: Region) -> int:
+    """Return a read-only descriptor of a region's memory."""
+    if region.descriptor is None:
+        raise TransportUnavailable(f"region {number} is ordinary memory; put its tensors into a HostArena")
+    if (problem := unfit(region.descriptor, region.nbytes)) is not None:
+        raise TransportUnavailable(f"region {number} cannot be read by others: {problem}")
+    try:
+        return read_only(region.descriptor)
+    except OSError as error:
+        raise TransportUnavailable(f"region {number} cannot be opened for readers: {error}") from error

@@ -1,0 +1,93 @@
+"""The fastest transport that works is used, and every other one has its reason."""
+
+from collections.abc import Iterator
+
+import pytest
+
+from modelexpress.errors import AccessDenied, RegionWithdrawn, TransportUnavailable
+from modelexpress.memory import HostArena
+from modelexpress.settings import Settings
+from modelexpress.transport import Export, LocalTransport, TcpTransport, Transport, available, open_first
+from modelexpress.wire.records import TransportOffer
+
+TOKEN = "token"
+
+
+@pytest.fixture
+def transports() -> Iterator[tuple[Transport, Transport]]:
+    with LocalTransport() as local, TcpTransport() as tcp:
+        yield local, tcp
+
+
+@pytest.fixture
+def exports(transports: tuple[Transport, Transport]) -> Iterator[list[Export]]:
+    with HostArena(64) as arena:
+        exports = [transport.export([arena.region]) for transport in transports]
+        for export in exports:
+            export.grant(TOKEN)
+        yield exports
+
+
+def offers(exports: list[Export]) -> list[TransportOffer]:
+    """Return what a source would send, worst first."""
+    names = ("tcp", "local")
+    return [TransportOffer(name, export.descriptor) for name, export in zip(names, reversed(exports), strict=True)]
+
+
+def test_local_comes_before_tcp() -> None:
+    names = [transport.name for transport in available(Settings()).transports]
+    assert [name for name in names if name != "nixl"] == ["local", "tcp"]
+
+
+def test_a_setting_chooses_one_and_the_others_have_their_reason() -> None:
+    chosen = available(Settings(transport="tcp"))
+    assert [transport.name for transport in chosen.transports] == ["tcp"]
+    assert dict(chosen.reasons)["local"] == "MX_TRANSPORT asks for tcp"
+
+
+def test_an_address_of_another_host_cannot_be_listened_on() -> None:
+    chosen = available(Settings(transport="tcp"), host="192.0.2.1")
+    assert chosen.transports == ()
+    assert "192.0.2.1 cannot be listened on" in dict(chosen.reasons)["tcp"]
+
+
+def test_the_first_that_works_is_opened(transports: tuple[Transport, Transport], exports: list[Export]) -> None:
+    opened = open_first(transports, offers(exports), TOKEN)
+    opened.reader.close()
+    assert opened.transport is transports[0]
+    assert opened.skipped == ()
+
+
+def test_what_cannot_work_is_skipped_with_its_reason(
+    transports: tuple[Transport, Transport], exports: list[Export]
+) -> None:
+    elsewhere = exports[0].descriptor.replace(b'"boot_id":"', b'"boot_id":"another ')
+    opened = open_first(transports, [TransportOffer("local", elsewhere), offers(exports)[0]], TOKEN)
+    opened.reader.close()
+    assert opened.transport is transports[1]
+    assert opened.skipped == (("local", "the source runs on another host"),)
+
+
+def test_what_is_not_offered_is_skipped(transports: tuple[Transport, Transport], exports: list[Export]) -> None:
+    opened = open_first(transports, offers(exports)[:1], TOKEN)
+    opened.reader.close()
+    assert opened.skipped == (("local", "the source does not offer it"),)
+
+
+def test_when_none_works_every_reason_is_named(transports: tuple[Transport, Transport]) -> None:
+    garbage = [TransportOffer("local", b"?"), TransportOffer("tcp", b"?"), TransportOffer("carrier pigeon", b"")]
+    with pytest.raises(TransportUnavailable, match=r"offers carrier pigeon, local, tcp: local: .*; tcp: "):
+        open_first(transports, garbage, TOKEN)
+    with pytest.raises(TransportUnavailable, match="this process has no transport"):
+        open_first([], garbage, TOKEN)
+
+
+def test_a_refusal_by_all_is_a_refusal(transports: tuple[Transport, Transport], exports: list[Export]) -> None:
+    with pytest.raises(AccessDenied, match=r"local: the source refused .*; tcp: the source refused"):
+        open_first(transports, offers(exports), "wrong")
+
+
+def test_withdrawn_memory_is_not_tried_again(transports: tuple[Transport, Transport], exports: list[Export]) -> None:
+    exports[0].close()
+    with pytest.raises(RegionWithdrawn):
+        open_first(transports, offers(exports), TOKEN)
