@@ -104,6 +104,8 @@ def _child(role: str, registry: str, chosen: str, arena: bool, device: str) -> I
 def peer_copy(nbytes: int = 8 << 30) -> float:
     """Return the GB/s of one large driver copy from device 0 to device 1."""
     source, destination = (torch.empty(nbytes, dtype=torch.uint8, device=f"cuda:{device}") for device in (0, 1))
+    destination.copy_(source)  # torch lets the devices reach each other; without that the host is in between
+    torch.cuda.synchronize(1)
     with driver().on(1):
         stream, best = driver().create_stream(), 0.0
         for _ in range(REPETITIONS):

@@ -34,15 +34,14 @@ def test_three_replicas_give_the_same_logits() -> None:
     assert {replica["report"]["strategy"] for replica in (second, third)} == {"peer"}
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM], ids=["Ctrl-C", "SIGTERM"])
-def test_an_interrupted_demonstration_ends_its_processes(number: signal.Signals) -> None:
+def test_an_interrupted_demonstration_ends_its_processes() -> None:
     with start("demo", "--tiny") as demo:
         assert demo.stdout is not None
-        assert any("starting replica 2" in line for line in demo.stdout)
+        assert any("starting replica 1" in line for line in demo.stdout)
         children = psutil.Process(demo.pid).children()
         assert children
-        demo.send_signal(number)
+        demo.send_signal(signal.SIGINT)
         _, errors = demo.communicate(timeout=30)
         wait_until(lambda: not any(child.is_running() for child in children))
-    assert demo.returncode == 128 + number
+    assert demo.returncode == 128 + signal.SIGINT
     assert "Traceback" not in errors

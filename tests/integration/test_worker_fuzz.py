@@ -24,6 +24,9 @@ TENSORS = 20_000
 MOST_GROWTH = 64 << 20
 """Bytes: some buffers and the stacks of some threads, far less than what the tests send."""
 
+ENDLESS = "x" * 2000 + "{}"
+"""Names that make a manifest far larger than what gRPC sends to a reader that takes nothing."""
+
 PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
 EMPTY_SETTINGS = b"\x00\x00\x00\x04\x00\x00\x00\x00\x00"
 METHODS = [
@@ -155,7 +158,7 @@ def test_endless_names_of_readers_are_cut(victim: Victim) -> None:
 
 
 def test_readers_that_take_nothing_do_not_keep_honest_ones_waiting() -> None:
-    endless, short = make_material(TENSORS, name="x" * 2000 + "{}"), make_material()
+    endless, short = make_material(TENSORS, name=ENDLESS), make_material()
     with worker_server(endless, short) as server, client_of(server) as client, ExitStack() as stack:
         streams = []
         for _ in range(MOST_LEASES - 1):
@@ -167,7 +170,7 @@ def test_readers_that_take_nothing_do_not_keep_honest_ones_waiting() -> None:
 
 
 def test_a_lease_streams_one_answer_at_a_time_and_none_after_its_end() -> None:
-    material = make_material(TENSORS)
+    material = make_material(TENSORS, name=ENDLESS)
     with worker_server(material) as server, client_of(server) as client:
         grant = acquire(client, material)
         with grpc.insecure_channel(client.address) as channel:

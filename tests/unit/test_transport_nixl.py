@@ -14,7 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from modelexpress.errors import RegionWithdrawn, TransportError, TransportUnavailable
-from modelexpress.memory import HostArena
+from modelexpress.memory import HostArena, Region
 from modelexpress.transport import NixlTransport, Run
 from modelexpress.transport.nixl_agent import Agent
 from modelexpress.transport.nixl_cards import Card, rdma_cards
@@ -113,6 +113,11 @@ def test_what_is_said_to_readers_can_be_encrypted() -> None:
         with pytest.raises(TransportUnavailable, match="client_tls"):
             plain.open(export.descriptor, TOKEN)
     assert bytes(target.region.view()) == b"bytes"
+
+
+def test_the_memory_of_a_gpu_is_refused() -> None:
+    with NixlTransport() as transport, pytest.raises(TransportUnavailable, match="GPU"):
+        transport.export([Region(1 << 20, 5, device=0)])
 
 
 def receive(data: bytes) -> Handover:

@@ -58,12 +58,12 @@ def test_more_descriptors_than_fit_into_a_message_arrive_in_order() -> None:
 
 
 def test_memory_that_is_too_small_is_refused() -> None:
-    before = open_descriptors()
     with HostArena(100) as arena:
+        before = open_descriptors()
         descriptor = arena.region.descriptor or -1
         with pytest.raises(TransportUnavailable, match="region 1 of the source is refused: it has 100 bytes"):
             exchange(lambda sock: send_descriptors(sock, [descriptor] * 2), [100, 101])
-    assert open_descriptors() == before
+        assert open_descriptors() == before
 
 
 def test_what_is_no_memory_is_refused() -> None:
@@ -83,12 +83,15 @@ def test_bytes_without_descriptors_are_refused(said: bytes) -> None:
 
 
 def test_more_descriptors_than_announced_are_closed() -> None:
-    before = open_descriptors()
+    def send_three(sock: socket.socket) -> None:
+        socket.send_fds(sock, [b"\x03\x00"], [descriptor] * 3)
+
     with HostArena(8) as arena:
+        before = open_descriptors()
         descriptor = arena.region.descriptor or -1
         with pytest.raises(PeerLost):
-            exchange(lambda sock: socket.send_fds(sock, [b"\x03\x00"], [descriptor] * 3) and None, [8])
-    assert open_descriptors() == before
+            exchange(send_three, [8])
+        assert open_descriptors() == before
 
 
 def test_a_read_only_descriptor_cannot_write() -> None:

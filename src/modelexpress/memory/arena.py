@@ -95,3 +95,7 @@ class HostArena(mmap.mmap):
         except BufferError:
             # Tensors still live in it: the mapping ends with the last of them.
             return
+
+    def __exit__(self, *_: object) -> None:
+        # That of mmap does not come by `close` above, and would fail for the sake of a live view.
+        self.close()

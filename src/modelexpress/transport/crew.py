@@ -1,5 +1,6 @@
 """The threads of one reader and the work they share: parts of transfers, in the order they were asked for."""
 
+import os
 import threading
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
@@ -60,6 +61,7 @@ class Crew:
         self._transfers: set[PendingTransfer] = set()
         self._end: TransportError | None = None
         self._started = False
+        self._owner = os.getpid()
         # Daemons: a process that ends without closing its readers must not wait for them.
         self._threads = [
             threading.Thread(target=worker, name=f"{name}-{number}", daemon=True)
@@ -119,7 +121,8 @@ class Crew:
 
     def close(self) -> None:
         """Fail what is left; `join` waits for the threads."""
-        self.fail(PeerLost("the reader was closed before the transfer was through"))
+        if os.getpid() == self._owner:  # a forked child has none of the threads, and maybe a lock that one of them held
+            self.fail(PeerLost("the reader was closed before the transfer was through"))
 
     def join(self) -> None:
         """Return when no thread of the crew runs any more."""

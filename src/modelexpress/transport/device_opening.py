@@ -1,7 +1,9 @@
 """Opening a source on the same host where a GPU is involved: receiving, checking and mapping its regions."""
 
+import os
 import socket
 from contextlib import ExitStack
+from itertools import islice
 
 from modelexpress.errors import DeviceError, TransportUnavailable
 from modelexpress.memory.cuda_share import IpcShare, MappedDeviceRegion, VmmShare
@@ -9,7 +11,7 @@ from modelexpress.transport.base import Reader
 from modelexpress.transport.device_reader import DeviceReader, DeviceRegion, HostRegion, SourceRegion
 from modelexpress.transport.handover import Handover
 from modelexpress.transport.local_descriptor import LocalDescriptor
-from modelexpress.transport.passing import close_all, receive_descriptors, receive_unchecked
+from modelexpress.transport.passing import check_all, close_all, receive_unchecked
 
 
 def open_device_reader(sock: socket.socket, source: LocalDescriptor, device: int | None, timeout: float) -> Reader:
@@ -33,14 +35,14 @@ def open_device_reader(sock: socket.socket, source: LocalDescriptor, device: int
     if numbers:
         shares = Handover.receive(sock, len(numbers), timeout).shares
     host_bytes = [size for number, size in enumerate(source.region_bytes) if number not in numbers]
+    parts = sum(len(share.nbytes) for share in shares if isinstance(share, VmmShare))
     with ExitStack() as undo:
-        host = receive_descriptors(sock, host_bytes)
-        undo.callback(close_all, host)
-        parts = receive_unchecked(sock, sum(len(s.nbytes) for s in shares if isinstance(s, VmmShare)))
-        undo.callback(close_all, parts)
-        regions = _open_all(source, numbers, shares, host, list(parts), reading, undo)
+        descriptors = receive_unchecked(sock, len(host_bytes) + parts)
+        undo.callback(close_all, descriptors)
+        check_all(descriptors[: len(host_bytes)], host_bytes)
+        regions = _open_all(source, numbers, shares, descriptors, reading, undo)
         undo.pop_all()
-        close_all(parts)
+    close_all(descriptors)
     return DeviceReader(sock, regions, source.region_bytes, reading, to_device=device is not None)
 
 
@@ -48,24 +50,24 @@ def _open_all(
     source: LocalDescriptor,
     numbers: set[int],
     shares: list[IpcShare | VmmShare],
-    host: list[int],
-    parts: list[int],
+    descriptors: list[int],
     device: int,
     undo: ExitStack,
 ) -> list[SourceRegion]:
+    """Open every region in order; `descriptors` are those of the host regions, then those of the device regions."""
     regions: list[SourceRegion] = []
+    host = iter(descriptors)
+    parts = iter(descriptors[len(source.region_bytes) - len(numbers) :])
     waiting = iter(shares)
     for number, nbytes in enumerate(source.region_bytes):
         if number in numbers:
             share = next(waiting)
-            count = len(share.nbytes) if isinstance(share, VmmShare) else 0
+            own = list(islice(parts, len(share.nbytes))) if isinstance(share, VmmShare) else []
             try:
-                mapped = MappedDeviceRegion(share, parts[:count], nbytes, device)
+                regions.append(DeviceRegion(MappedDeviceRegion(share, own, nbytes, device)))
             except DeviceError as error:
                 raise TransportUnavailable(f"device {device} cannot map the source's memory: {error}") from error
-            del parts[:count]
-            regions.append(DeviceRegion(mapped))
         else:
-            regions.append(HostRegion(host.pop(0)))
+            regions.append(HostRegion(os.dup(next(host))))
         undo.callback(regions[-1].close)
     return regions

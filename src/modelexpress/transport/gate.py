@@ -1,6 +1,7 @@
 """Who may read one export: the tokens that were granted, and the connections that were opened with them."""
 
 import hmac
+import os
 import threading
 
 from modelexpress.transport.server import GOODBYE_SECONDS, Connection
@@ -15,6 +16,7 @@ class Gate:
         self._tokens: set[bytes] = set()
         self._admitted: dict[Connection, bytes] = {}
         self._closed = False
+        self._owner = os.getpid()
 
     def grant(self, token: str) -> None:
         """Let connections that show `token` in."""
@@ -53,6 +55,8 @@ class Gate:
 
     def _end(self, connections: list[Connection], verdict: Verdict) -> None:
         """Ask connections to leave; one whose reader does not take what is on its way is cut."""
+        if os.getpid() != self._owner:
+            return  # a forked child has none of the threads that serve them, and must not disturb its parent's
         for connection in connections:
             connection.end(verdict)
         if not self._lock.wait_for(lambda: self._admitted.keys().isdisjoint(connections), GOODBYE_SECONDS):

@@ -15,6 +15,7 @@ from modelexpress.errors import PeerLost, TransportUnavailable
 BATCH = 253
 """SCM_MAX_FD of the kernel: descriptors in one message."""
 _COUNT = struct.Struct("<H")
+_DESCRIPTOR = struct.Struct("@i")
 _CONFIRMATION = b"\x01"
 
 
@@ -39,11 +40,19 @@ def receive_descriptors(sock: socket.socket, region_bytes: Sequence[int]) -> lis
         PeerLost: The connection broke.
     """
     descriptors = receive_unchecked(sock, len(region_bytes))
+    try:
+        check_all(descriptors, region_bytes)
+    except TransportUnavailable:
+        close_all(descriptors)
+        raise
+    return descriptors
+
+
+def check_all(descriptors: Sequence[int], region_bytes: Sequence[int]) -> None:
+    """Raise TransportUnavailable unless every descriptor is one of at least so many bytes of memory."""
     for number, (descriptor, nbytes) in enumerate(zip(descriptors, region_bytes, strict=True)):
         if (problem := unfit(descriptor, nbytes)) is not None:
-            close_all(descriptors)
             raise TransportUnavailable(f"region {number} of the source is refused: {problem}")
-    return descriptors
 
 
 def receive_unchecked(sock: socket.socket, count: int) -> list[int]:
@@ -100,7 +109,15 @@ def close_all(descriptors: list[int]) -> None:
 
 
 def _receive_batch(sock: socket.socket, expected: int) -> list[int]:
-    data, descriptors, _, _ = socket.recv_fds(sock, _COUNT.size, BATCH, socket.MSG_CMSG_CLOEXEC)
+    # Not socket.recv_fds: it ignores its flags, and descriptors would leak into every program that is started.
+    room = socket.CMSG_SPACE(BATCH * _DESCRIPTOR.size)
+    data, ancillary, _, _ = sock.recvmsg(_COUNT.size, room, socket.MSG_CMSG_CLOEXEC)
+    descriptors = [
+        descriptor
+        for level, kind, content in ancillary
+        if (level, kind) == (socket.SOL_SOCKET, socket.SCM_RIGHTS)
+        for (descriptor,) in _DESCRIPTOR.iter_unpack(content[: len(content) // _DESCRIPTOR.size * _DESCRIPTOR.size])
+    ]
     if data == _COUNT.pack(expected):
         return descriptors
     close_all(descriptors)

@@ -103,11 +103,11 @@ def _dense_copy(entry: Entry) -> torch.Tensor:
 def _locate(placed: Sequence[tuple[Entry, torch.Tensor]], own: HostArena, copies: dict[str, torch.Tensor]) -> Settled:
     """Find the region of each tensor: the arena or the allocation that it lies in."""
     full = [(entry, tensor) for entry, tensor in placed if entry.nbytes]
-    arenas = {id(arena): arena for _, tensor in full if (arena := _arena_of(tensor)) is not None} or {id(own): own}
+    arenas = {id(arena): arena for _, tensor in full if (arena := _arena_of(tensor)) is not None}
     on_device = [(tensor.data_ptr(), entry.nbytes) for entry, tensor in full if tensor.device.type == "cuda"]
-    regions = sorted(
-        [*(arena.region for arena in arenas.values()), *_device_regions(on_device)], key=lambda region: region.address
-    )
+    found = [*(arena.region for arena in arenas.values()), *_device_regions(on_device)]
+    # A model of empty tensors needs a region, too: they must lie somewhere.
+    regions = sorted(found or [own.region], key=lambda region: region.address)
     starts = [region.address for region in regions]
     specs = []
     for entry, tensor in placed:
@@ -119,7 +119,7 @@ def _locate(placed: Sequence[tuple[Entry, torch.Tensor]], own: HostArena, copies
         )
     # In the order of the memory, which is the order in which targets read.
     specs.sort(key=lambda spec: (spec.region, spec.offset))
-    return Settled((*arenas.values(), copies, tuple(t for _, t in full)), tuple(regions), tuple(specs))
+    return Settled((own, *arenas.values(), copies, tuple(t for _, t in full)), tuple(regions), tuple(specs))
 
 
 def _device_regions(ranges: Sequence[tuple[int, int]]) -> list[Region]:
