@@ -78,7 +78,6 @@ class NixlTransport(Transport):
 
     def export(self, regions: Sequence[Region]) -> Export:
         require_host_memory(self.name, regions)
-        require_host_memory(self.name, regions)
         export = NixlExport(self._reception, regions, self._agent)
         try:
             self._reception.add(export)
