@@ -5,7 +5,8 @@ from collections.abc import Iterator
 import pytest
 
 from modelexpress.transport import Transport
-from tests.conformance.transport import BIG, PROMPT, REPEATS, Target, TransportConformance, long_read
+from tests.conformance.transport import TransportConformance
+from tests.support.read_target import BIG, PROMPT, REPEATS, Target, long_read
 from tests.support.transport_source import TOKEN, Exported, TransportSource, content, make
 
 
@@ -20,9 +21,7 @@ class TestLocal(TransportConformance):
         with make("local") as transport:
             yield transport
 
-    def test_what_is_mapped_outlives_its_source(
-        self, source: TransportSource, big: Exported, transport: Transport
-    ) -> None:
+    def test_the_memory_outlives_its_source(self, source: TransportSource, big: Exported, transport: Transport) -> None:
         target = Target(BIG)
         with transport.open(big.descriptor, TOKEN) as reader:
             transfer = long_read(reader, target)

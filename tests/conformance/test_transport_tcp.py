@@ -10,7 +10,8 @@ import pytest
 
 from modelexpress.errors import PeerLost, TransferTimeout
 from modelexpress.transport import Transport
-from tests.conformance.transport import BIG, PROMPT, Target, TransportConformance, long_read
+from tests.conformance.transport import TransportConformance
+from tests.support.read_target import BIG, PROMPT, Target, long_read
 from tests.support.transport_source import TOKEN, Exported, TransportSource, make
 
 

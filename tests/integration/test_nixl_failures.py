@@ -18,7 +18,7 @@ from modelexpress.transport.nixl_agent import UCX_SETTINGS, Agent, shared_agent
 from modelexpress.transport.nixl_descriptor import NixlDescriptor, receive_handover
 from modelexpress.transport.nixl_library import load, missing
 from modelexpress.transport.nixl_native import NativeAgent
-from tests.conformance.transport import BIG, PROMPT, Target, long_read
+from tests.support.read_target import BIG, PROMPT, Target, long_read
 from tests.support.transport_source import TOKEN, Exported, TransportSource, Usage, content, make
 from tests.support.transport_target import TransportTarget
 from tests.support.waiting import wait_until

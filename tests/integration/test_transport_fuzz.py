@@ -15,7 +15,7 @@ from modelexpress.transport import Run
 from modelexpress.transport.greeting import Greeting
 from modelexpress.transport.server import MAX_CONNECTIONS, MAX_STRANGERS
 from modelexpress.transport.tcp_protocol import encode_request
-from tests.conformance.transport import MIB, Target
+from tests.support.read_target import MIB, Target
 from tests.support.transport_source import TOKEN, Exported, TransportSource, content, make
 from tests.support.waiting import wait_until
 

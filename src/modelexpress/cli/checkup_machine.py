@@ -21,7 +21,7 @@ _OPTIONAL = {
     "grpcio-health-checking": ("`mx serve`", "modelexpress[server]"),
     "prometheus-client": ("metrics of the registry", "modelexpress[server]"),
     "redis": ("a registry on Redis", "modelexpress[redis]"),
-    "nixl": ("RDMA and NVLink between hosts", "modelexpress[nixl]"),
+    "nixl-cu13": ("RDMA and NVLink between hosts", "modelexpress[nixl]"),
     "transformers": ("`mx demo`", "modelexpress[demo]"),
 }
 

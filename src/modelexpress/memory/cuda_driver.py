@@ -12,7 +12,6 @@ from contextlib import contextmanager
 from modelexpress.errors import DeviceError
 
 IPC_HANDLE_BYTES = 64
-_UUID_BYTES = 16
 _NON_BLOCKING_STREAM = 1
 _LAZY_ENABLE_PEER_ACCESS = 1
 _POINTER_MEMORY_TYPE = 2
@@ -23,10 +22,6 @@ _NO_DEVICE_STATUS = (1, 100, 101)  # an address that CUDA does not know, no devi
 
 class _IpcHandle(ctypes.Structure):
     _fields_ = (("reserved", ctypes.c_ubyte * IPC_HANDLE_BYTES),)
-
-
-class _Uuid(ctypes.Structure):
-    _fields_ = (("bytes", ctypes.c_ubyte * _UUID_BYTES),)
 
 
 class Driver:
@@ -66,12 +61,6 @@ class Driver:
         count = ctypes.c_int()
         self.call("cuDeviceGetCount", ctypes.byref(count))
         return count.value
-
-    def device_uuid(self, device: int) -> str:
-        """Return the hex digits that name a device in every process, whatever is visible to it."""
-        uuid = _Uuid()
-        self.call("cuDeviceGetUuid_v2", ctypes.byref(uuid), self._handle(device))
-        return bytes(uuid.bytes).hex()
 
     @contextmanager
     def on(self, device: int) -> Iterator[None]:

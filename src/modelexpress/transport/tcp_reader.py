@@ -10,6 +10,7 @@ from modelexpress.errors import PeerLost, TransferTimeout, TransportError
 from modelexpress.memory import memory_view
 from modelexpress.transport.base import Reader, Run, Transfer
 from modelexpress.transport.crew import Crew, Part
+from modelexpress.transport.pages import make_ready
 from modelexpress.transport.stream import receive_all, set_stall_deadline, shut
 from modelexpress.transport.tcp_protocol import encode_request
 from modelexpress.transport.verdict import ANSWER_BYTES, Verdict, decode_answer, error_of
@@ -84,6 +85,8 @@ class TcpReader(Reader):
         receive_all(sock, [head], self._tls)
         verdict, length = decode_answer(head)
         if verdict is Verdict.GRANTED:
+            for run in part.runs:
+                make_ready(run.address, run.nbytes)
             receive_all(sock, [memory_view(run.address, run.nbytes) for run in part.runs], self._tls)
             self._crew.land(part)
             return
