@@ -9,9 +9,10 @@ def main() -> None:
         from modelexpress.cli.app import app
     except ModuleNotFoundError as error:
         sys.exit(f"mx needs the package {error.name}: pip install 'modelexpress[cli]'")
+    from modelexpress.cli.printable import printable
     from modelexpress.errors import ModelExpressError
 
     try:
         app()
     except ModelExpressError as error:
-        sys.exit(f"mx: {error}")
+        sys.exit(f"mx: {printable(str(error))}")

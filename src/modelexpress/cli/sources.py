@@ -13,6 +13,7 @@ from rich.table import Table
 from rich.text import Text
 
 from modelexpress.cli.options import JsonOption, RegistryOption
+from modelexpress.cli.printable import printable
 from modelexpress.client import AsyncClient
 from modelexpress.identity import SourceIdentity
 from modelexpress.wire.records import SourceRef, SourceStatus, WorkerRecord
@@ -80,16 +81,16 @@ async def _fetch(registry: str | None, model: str | None, status: SourceStatus |
 
 def _source(ref: SourceRef, record: WorkerRecord, identity: SourceIdentity) -> Source:
     return Source(
-        model=_printable(identity.model_name or identity.mx_source_type.name.lower()),
-        revision=_printable(identity.revision),
-        dtype=_printable(identity.dtype),
+        model=printable(identity.model_name or identity.mx_source_type.name.lower()),
+        revision=printable(identity.revision),
+        dtype=printable(identity.dtype),
         rank=record.worker_rank,
         status=record.status.name,
         age=round(max(time.time() - record.updated_at / 1000, 0.0), 1),
-        endpoint=_printable(record.worker_grpc_endpoint or record.metadata_endpoint),
-        accelerator=_printable(record.accelerator),
+        endpoint=printable(record.worker_grpc_endpoint or record.metadata_endpoint),
+        accelerator=printable(record.accelerator),
         source_id=ref.source_id,
-        worker_id=_printable(ref.worker_id),
+        worker_id=printable(ref.worker_id),
         training_step=ref.training_step,
         source_load=ref.source_load,
     )
@@ -118,8 +119,3 @@ def _ago(seconds: float) -> str:
         if seconds >= 2 * length:
             return f"{seconds / length:.0f} {unit} ago"
     return f"{seconds:.0f} s ago"
-
-
-def _printable(text: str) -> str:
-    """Return text that cannot steer the terminal: anyone may publish, and names may hold escape sequences."""
-    return "".join(letter if letter.isprintable() else "\N{REPLACEMENT CHARACTER}" for letter in text)

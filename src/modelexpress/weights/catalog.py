@@ -92,6 +92,11 @@ def _memory_key(tensor: torch.Tensor) -> object:
 
 
 def _plain(name: str, tensor: torch.Tensor) -> torch.Tensor:
+    if not name.isascii():
+        try:
+            name.encode()
+        except UnicodeEncodeError as error:
+            raise UnsupportedModel(f"the tensor name {name!r} is no valid text: rename it") from error
     if tensor.layout is not torch.strided or tensor.is_quantized:
         raise UnsupportedModel(
             f"tensor '{name}' is {tensor.layout}, {tensor.dtype}: only plain strided tensors can be moved; "

@@ -95,29 +95,34 @@ class Fetch:
         """
         causes: list[ModelExpressError] = []
         tried: set[str] = set()
-        while (ref := self._next(tried, causes)) is not None:
+        while (found := self._next(tried, causes)) is not None:
+            ref, endpoint = found
             tried.add(ref.worker_id)
             try:
-                self._read_from(ref)
-            except (PeerError, TransportError, TransferError, RegistryError) as error:
+                self._read_from(ref, endpoint)
+            except (PeerError, TransportError, TransferError) as error:
                 causes.append(error)
                 self.journal.notes.append(f"source {ref.worker_id}: {error}")
             else:
                 return
         raise self._nothing_left(causes)
 
-    def _next(self, tried: set[str], causes: Sequence[ModelExpressError]) -> SourceRef | None:
-        """Ask the registry anew each time: sources come and go while a load runs."""
+    def _next(self, tried: set[str], causes: Sequence[ModelExpressError]) -> tuple[SourceRef, str] | None:
+        """Return the best source that was not tried, and its address.
+
+        The registry is asked anew each time: sources come and go while a load runs.
+        """
         timeout = max(self.settings.source_query_timeout, 0.1)
         try:
             with self.journal.stage("find sources"), Client(self.registry, timeout=timeout) as client:
-                refs = [ref for ref in self.find(client) if ref.worker_id not in tried]
+                for ref in order_candidates(self.find(client), host_id(), self.reader_id):
+                    if ref.worker_id not in tried and (endpoint := _endpoint(client, ref)):
+                        return ref, endpoint
         except RegistryError as error:
             if not causes:
                 raise
             self.journal.notes.append(str(error))
-            return None
-        return next(iter(order_candidates(refs, host_id(), self.reader_id)), None)
+        return None
 
     def _nothing_left(self, causes: Sequence[ModelExpressError]) -> ModelExpressError:
         if not causes:
@@ -126,8 +131,12 @@ class Fetch:
             return causes[0]
         return LoadError(f"all {len(causes)} sources of {self.wanted} failed, at last: {causes[-1]}", causes)
 
-    def _read_from(self, ref: SourceRef) -> None:
-        with self._lease(ref) as (client, lease), usable_transports(self.settings) as transports:
+    def _read_from(self, ref: SourceRef, endpoint: str) -> None:
+        with (
+            PeerClient(endpoint) as client,
+            self._lease(client, ref) as lease,
+            usable_transports(self.settings) as transports,
+        ):
             with self.journal.stage("manifest"):
                 manifest = client.manifest(lease.grant)
             with self.journal.stage("plan"):
@@ -149,19 +158,11 @@ class Fetch:
         return self.settings.chunk_bytes if device is None else max(self.settings.chunk_bytes, DEVICE_BATCH_BYTES)
 
     @contextmanager
-    def _lease(self, ref: SourceRef) -> Iterator[tuple[PeerClient, HeldLease]]:
+    def _lease(self, client: PeerClient, ref: SourceRef) -> Iterator[HeldLease]:
         with self.journal.stage("lease"):
-            client = PeerClient(self._endpoint(ref))
             grant = client.acquire(ref.source_id, ref.worker_id, self.reader_id, host_id())
-        with client, HeldLease(client, grant) as lease:
-            yield client, lease
-
-    def _endpoint(self, ref: SourceRef) -> str:
-        with Client(self.registry) as registry:
-            found = registry.get(ref.source_id, ref.worker_id)
-        if found is None or not found[0].worker_grpc_endpoint:
-            raise PeerError(f"worker {ref.worker_id} names no address to read from: it speaks another dialect")
-        return found[0].worker_grpc_endpoint
+        with HeldLease(client, grant) as lease:
+            yield lease
 
     def _copy(
         self,
@@ -206,3 +207,9 @@ class Fetch:
         descriptor = next(o.descriptor for o in grant.transports if o.name == transport.name)
         with self.journal.aside():
             self.journal.limit = transport.limit(descriptor)
+
+
+def _endpoint(client: Client, ref: SourceRef) -> str:
+    """Return HOST:PORT of a source's worker server; "" where it is gone or names none, as workers of other makes do."""
+    found = client.get(ref.source_id, ref.worker_id)
+    return found[0].worker_grpc_endpoint if found is not None else ""

@@ -19,6 +19,9 @@ from modelexpress.weights.pull_folder import find_by_name
 from modelexpress.weights.target import Target
 from modelexpress.wire.records import SourceRef
 
+_MOST_ASKED = 8
+"""Candidates that a plan looks at: each dead one costs seconds, and a load would rarely come so far."""
+
 
 @dataclass(frozen=True)
 class Prospect:
@@ -128,7 +131,8 @@ def _foresee(
         refs = order_candidates(find(client), host_id(), reader)
         if not refs:
             raise NoSourceFound(f"no ready source of {wanted} is registered: see `mx sources --all`")
-        return LoadPlan(wanted, tuple(_prospect(client, ref, reader, check, settings) for ref in refs))
+        asked = refs[:_MOST_ASKED]
+        return LoadPlan(wanted, tuple(_prospect(client, ref, reader, check, settings) for ref in asked))
 
 
 def _prospect(

@@ -9,8 +9,8 @@ from modelexpress.settings import Settings
 from modelexpress.transfer.manifest import Scope
 from modelexpress.transfer.seal import seal
 from modelexpress.weights.catalog import Model, catalogue
+from modelexpress.weights.offering import publish_material, read_files
 from modelexpress.weights.settle import settle
-from modelexpress.weights.side_files import list_side_files, read_side_file
 
 
 def publish(
@@ -61,24 +61,3 @@ def publish(
     )
     material = Material(identity, rank, manifest, settled.regions, settled.owners, contents)
     return publish_material(material, registry, worker, settings)
-
-
-def read_files(folder: Path) -> dict[str, bytes]:
-    """Return the configuration and tokenizer files of a checkpoint folder by relative path."""
-    return {path.as_posix(): read_side_file(folder / path) for path in list_side_files(folder)}
-
-
-def publish_material(
-    material: Material, registry: str | None, worker: Worker | None, settings: Settings
-) -> Publication:
-    """Publish from `worker`, or from one that ends with the publication."""
-    if worker is not None:
-        return worker.publish(material)
-    own = Worker(registry, settings=settings)
-    try:
-        publication = own.publish(material)
-    except BaseException:
-        own.close()
-        raise
-    publication.close_along(own)
-    return publication

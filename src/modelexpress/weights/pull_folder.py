@@ -7,7 +7,7 @@ import numpy as np
 import numpy.typing as npt
 
 from modelexpress.client import Client
-from modelexpress.errors import LoadError, ManifestMismatch, NoSourceFound
+from modelexpress.errors import CheckpointError, LoadError, ManifestInvalid, ManifestMismatch, NoSourceFound
 from modelexpress.settings import Settings
 from modelexpress.transfer.manifest import Manifest, contiguous_strides
 from modelexpress.weights.checkpoint_writer import DEFAULT_SHARD_BYTES, CheckpointWriter
@@ -134,11 +134,15 @@ class _FolderRoom:
         return len(self._entries)
 
     def _create(self, manifest: Manifest, read_file: ReadFile) -> CheckpointWriter:
-        check_side_paths(file.path for file in manifest.files)
-        files = {file.path: read_file(file) for file in manifest.files}
-        writer = CheckpointWriter(
-            self._out, self._entries, files, shard_bytes=self._shard_bytes, overwrite=self._overwrite
-        )
+        try:
+            check_side_paths(file.path for file in manifest.files)
+            files = {file.path: read_file(file) for file in manifest.files}
+            writer = CheckpointWriter(
+                self._out, self._entries, files, shard_bytes=self._shard_bytes, overwrite=self._overwrite
+            )
+        except CheckpointError as error:
+            # Another source may be better: this is about what the source holds, not about the disk.
+            raise ManifestInvalid(f"the source holds what no checkpoint folder can: {error}") from error
         return self._stack.enter_context(writer)
 
     def _address(self, name: str) -> int:

@@ -12,7 +12,7 @@ from modelexpress.settings import Settings
 from modelexpress.transfer.manifest import Scope, contiguous_strides
 from modelexpress.transfer.seal import seal
 from modelexpress.weights.checkpoint import Checkpoint
-from modelexpress.weights.publish import publish_material, read_files
+from modelexpress.weights.offering import publish_material, read_files
 from modelexpress.weights.report import Progress
 from modelexpress.wire.records import TensorSpec
 
