@@ -30,7 +30,7 @@ class LocalTransport(Transport):
     """Moves bytes between processes of one user on one host.
 
     Args:
-        threads: Threads that copy for one reader; None: half of the cores, at most four.
+        threads: Threads that copy for one reader; None: one a core, at most four.
         stall_timeout: Seconds that a source may take to answer.
     """
 

@@ -14,8 +14,8 @@ from modelexpress.transport.verdict import ANSWER_BYTES, decode_answer, error_of
 
 
 def copy_threads() -> int:
-    """Return how many threads copy by default: half of the cores this process may use, at most four."""
-    return min(4, max(1, len(os.sched_getaffinity(0)) // 2))
+    """Return how many threads copy by default: one for each core that this process may use, at most four."""
+    return min(4, len(os.sched_getaffinity(0)))
 
 
 class LocalReader(Reader):
