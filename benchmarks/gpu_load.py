@@ -4,6 +4,7 @@ Run it with `python -m benchmarks.gpu_load`. It needs two GPUs of one host; `--s
 """
 
 import argparse
+import dataclasses
 import json
 import os
 import subprocess
@@ -157,7 +158,7 @@ def main() -> None:
     parser.add_argument("--registry", default="")
     parser.add_argument("--set", dest="chosen", choices=[*SETS, "all"], default="all")
     parser.add_argument("--arena", action="store_true")
-    parser.add_argument("--out", type=Path, default=Path("benchmarks/results/gpu_load.json"))
+    parser.add_argument("--out", type=Path, help="JSON; by default in benchmarks/results/")
     given = parser.parse_args()
     if given.role:
         (serve if given.role == "source" else receive)(given.registry, given.chosen, given.arena)
@@ -168,9 +169,11 @@ def main() -> None:
     for chosen in SETS if given.chosen == "all" else [given.chosen]:
         for arena in (False, True):
             figures += measure(chosen, arena, limit)
-    machine = f"{torch.cuda.device_count()} × {torch.cuda.get_device_name(0)}, {Machine.this()}"
-    given.out.write_text(json.dumps({"machine": machine, "figures": [f.fields() for f in figures]}, indent=1) + "\n")
-    Console(width=150).print(figure_table(f"GPU to GPU on {machine}", figures))
+    devices = {"device": torch.cuda.get_device_name(0), "devices": torch.cuda.device_count()}
+    machine = {**devices, **dataclasses.asdict(Machine.this())}
+    out = given.out or Path(f"benchmarks/results/gpu_load_{given.chosen}.json")
+    out.write_text(json.dumps({"machine": machine, "figures": [f.fields() for f in figures]}, indent=1) + "\n")
+    Console(width=150).print(figure_table(f"GPU to GPU on {machine['device']}, {Machine.this()}", figures))
 
 
 if __name__ == "__main__":

@@ -17,8 +17,9 @@ def figure_tables(results: Path, names: Sequence[str]) -> str:
 
 def _table(result: dict[str, Any]) -> str:
     machine, figures = result["machine"], result["figures"]
+    device = f"{machine.get('devices', 1)} × {machine['device']}, " if "device" in machine else ""
     where = (
-        f"Measured on {machine['processor']}, {machine['cores']} cores, {machine['memory_bytes'] / 2**30:.0f} GiB, "
+        f"Measured on {device}{machine['processor']}, {machine['cores']} cores, {machine['memory_bytes'] / 2**30:.0f} GiB, "
         f"Linux {machine['kernel']}, Python {machine['python']}, {machine['date']}; the limits in the same run:"
     )
     lines = ["| what | measured | limit | ratio | target |", "| --- | ---: | --- | ---: | --- |"]
