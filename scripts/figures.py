@@ -19,8 +19,9 @@ def _table(result: dict[str, Any]) -> str:
     machine, figures = result["machine"], result["figures"]
     device = f"{machine.get('devices', 1)} × {machine['device']}, " if "device" in machine else ""
     where = (
-        f"Measured on {device}{machine['processor']}, {machine['cores']} cores, {machine['memory_bytes'] / 2**30:.0f} GiB, "
-        f"Linux {machine['kernel']}, Python {machine['python']}, {machine['date']}; the limits in the same run:"
+        f"Measured on {device}{machine['processor']}, {machine['cores']} cores, "
+        f"{machine['memory_bytes'] / 2**30:.0f} GiB, Linux {machine['kernel']}, Python {machine['python']}, "
+        f"{machine['date']}; the limits in the same run:"
     )
     lines = ["| what | measured | limit | ratio | target |", "| --- | ---: | --- | ---: | --- |"]
     return "\n".join([where, "", *lines, *(_row(figure) for figure in figures)])
