@@ -97,7 +97,7 @@ class Settings(BaseModel):
     auth_token_path: str = Field(
         default="",
         validation_alias="MX_AUTH_TOKEN_PATH",
-        description="File with the bearer token that clients send; empty: none is sent.",
+        description="File with the fleet's bearer token: clients send it, worker servers ask for it; empty: neither.",
     )
     tls_ca: str = Field(
         default="",

@@ -8,6 +8,7 @@ from typing import Self
 
 import grpc
 
+from modelexpress.client.channel import connection
 from modelexpress.errors import ManifestInvalid, PeerError
 from modelexpress.peer.status import calling
 from modelexpress.transfer.manifest import Manifest, Scope
@@ -47,6 +48,7 @@ class PeerClient:
     def __init__(self, address: str, timeout: float = 5.0) -> None:
         self.address = address
         self._timeout = timeout
+        self._metadata = connection(address, timeout, None, None).metadata
         self._channel = grpc.insecure_channel(address, options=_OPTIONS)
         self._stub = peer_pb2_grpc.PeerServiceStub(self._channel)
 
@@ -63,7 +65,7 @@ class PeerClient:
             source_id=source_id, worker_id=worker_id, reader_id=reader_id, reader_host=reader_host
         )
         with calling(self.address):
-            answer = self._stub.AcquireLease(request, timeout=self._timeout)
+            answer = self._stub.AcquireLease(request, timeout=self._timeout, metadata=self._metadata())
         try:
             return grant_from_message(answer)
         except MessageInvalid as error:
@@ -81,7 +83,7 @@ class PeerClient:
         head = grant.manifest
         try:
             with calling(self.address):
-                pages = self._stub.ReadManifest(request, timeout=10 * self._timeout)
+                pages = self._stub.ReadManifest(request, timeout=10 * self._timeout, metadata=self._metadata())
                 tensors, digests = read_pages(pages, head)
             return Manifest(
                 Scope(head.scope),
@@ -106,7 +108,7 @@ class PeerClient:
         data = bytearray()
         request = peer_pb2.ReadFileRequest(lease_id=grant.lease_id, path=file.path)
         with calling(self.address):
-            for block in self._stub.ReadFile(request, timeout=10 * self._timeout):
+            for block in self._stub.ReadFile(request, timeout=10 * self._timeout, metadata=self._metadata()):
                 data += block.data
                 if len(data) > file.nbytes:
                     break
@@ -118,18 +120,22 @@ class PeerClient:
         """Say how far this reader is; return the seconds that the lease now lasts."""
         request = peer_pb2.ReportProgressRequest(lease_id=lease_id, verified_bytes=verified_bytes)
         with calling(self.address):
-            return float(self._stub.ReportProgress(request, timeout=_COURTESY).ttl_seconds)
+            return float(self._stub.ReportProgress(request, timeout=_COURTESY, metadata=self._metadata()).ttl_seconds)
 
     def release(self, lease_id: str) -> None:
         """End a lease."""
         with calling(self.address):
-            self._stub.ReleaseLease(peer_pb2.ReleaseLeaseRequest(lease_id=lease_id), timeout=_COURTESY)
+            self._stub.ReleaseLease(
+                peer_pb2.ReleaseLeaseRequest(lease_id=lease_id), timeout=_COURTESY, metadata=self._metadata()
+            )
 
     def readers(self, source_id: str = "") -> list[ReaderStatus]:
         """Return who reads from this worker, and how far they are."""
         request = peer_pb2.ListReadersRequest(source_id=source_id)
         with calling(self.address):
-            return readers_from_message(self._stub.ListReaders(request, timeout=self._timeout))
+            return readers_from_message(
+                self._stub.ListReaders(request, timeout=self._timeout, metadata=self._metadata())
+            )
 
     def close(self) -> None:
         """Close the connection."""

@@ -9,6 +9,7 @@ from typing import Self
 import grpc
 
 from modelexpress.errors import ConfigurationError
+from modelexpress.peer.admission import TokenGate
 from modelexpress.peer.host import endpoint
 from modelexpress.peer.services import PeerService, WorkerService
 from modelexpress.peer.shelf import LEASE_TTL, MOST_LEASES, Shelf
@@ -41,6 +42,7 @@ class WorkerServer:
         host: The address to bind.
         port: The port to bind; when it is taken, a free one is used and a warning says so. 0: any free one.
         lease_ttl: Seconds that a lease outlives the last word of its reader.
+        tokens: Bearer tokens, one of which callers must send; empty: anyone may call.
 
     Raises:
         ConfigurationError: The address cannot be bound.
@@ -54,11 +56,13 @@ class WorkerServer:
         port: int = 0,
         *,
         lease_ttl: float = LEASE_TTL,
+        tokens: tuple[str, ...] = (),
     ) -> None:
         self.shelf = Shelf(worker_id, transports, lease_ttl)
         self._transports = tuple(transports)
         self._server = grpc.server(
             ThreadPoolExecutor(_CALLS, thread_name_prefix="mx-worker"),
+            interceptors=[TokenGate(tokens)] if tokens else None,
             options=_OPTIONS,
             maximum_concurrent_rpcs=_CALLS,
         )

@@ -1,7 +1,9 @@
 """A worker: what runs beside an engine to make its process a source of any number of materials."""
 
+import logging
 import os
 from collections.abc import Sequence
+from pathlib import Path
 from types import TracebackType
 from typing import Self
 
@@ -12,10 +14,13 @@ from modelexpress.peer.host import endpoint, host_id, is_loopback, new_worker_id
 from modelexpress.peer.material import Material
 from modelexpress.peer.publication import Publication
 from modelexpress.peer.server import WorkerServer
+from modelexpress.registry.auth import read_tokens
 from modelexpress.settings import Settings
 from modelexpress.transport import Transport, available
 from modelexpress.wire.p2p import identity_to_message
 from modelexpress.wire.records import SourceStatus, WorkerRecord
+
+logger = logging.getLogger(__name__)
 
 HOST_TOPOLOGY = "modelexpress/host"
 """Key of a record's topology that holds the host id: targets prefer sources that share their memory."""
@@ -33,7 +38,7 @@ class Worker:
         transports: What materials are opened on; None: every one that works here.
 
     Raises:
-        ConfigurationError: The worker server cannot listen.
+        ConfigurationError: The worker server cannot listen, or the token file cannot be read.
     """
 
     def __init__(
@@ -54,7 +59,10 @@ class Worker:
         port = settings.worker_grpc_port and settings.worker_grpc_port + device
         if transports is None:
             transports = available(settings, host=bind, advertised_host=self._host).transports
-        self._server = WorkerServer(self.worker_id, transports, bind, port)
+        tokens = read_tokens(Path(settings.auth_token_path)) if settings.auth_token_path else ()
+        if not tokens and not is_loopback(bind):
+            logger.warning("whoever reaches this worker may read its weights: set MX_AUTH_TOKEN_PATH to a token's file")
+        self._server = WorkerServer(self.worker_id, transports, bind, port, tokens=tokens)
         self._client = Client(registry)
         self._publications: list[Publication] = []
         self._owner = os.getpid()

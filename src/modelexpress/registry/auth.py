@@ -3,7 +3,7 @@
 import hashlib
 import hmac
 import ipaddress
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterable
 from pathlib import Path
 from typing import Any, TypeAlias, TypeVar
 
@@ -59,11 +59,25 @@ def read_tokens(path: Path) -> tuple[str, ...]:
     return tokens
 
 
+class Tokens:
+    """The bearer tokens that a server accepts."""
+
+    def __init__(self, tokens: Iterable[str]) -> None:
+        self._digests = [_digest(f"Bearer {token}") for token in tokens]
+
+    def allow(self, details: grpc.HandlerCallDetails) -> bool:
+        """Return whether a call carries one of them."""
+        given = dict(details.invocation_metadata).get("authorization", "")
+        digest = _digest(given if isinstance(given, str) else given.decode("latin-1"))
+        # Digests have one length, so the time taken tells nothing about how long a token is.
+        return any(hmac.compare_digest(digest, known) for known in self._digests)
+
+
 class TokenInterceptor(grpc.aio.ServerInterceptor):
     """Lets calls through that carry one of the tokens; health checks need none, probes cannot send one."""
 
     def __init__(self, tokens: tuple[str, ...]) -> None:
-        self._digests = [_digest(f"Bearer {token}") for token in tokens]
+        self._tokens = Tokens(tokens)
 
     async def intercept_service(
         self,
@@ -71,15 +85,9 @@ class TokenInterceptor(grpc.aio.ServerInterceptor):
         handler_call_details: grpc.HandlerCallDetails,
     ) -> "_Handler[_Request, _Response]":
         """Return the call's own handler, or one that answers UNAUTHENTICATED."""
-        if handler_call_details.method.startswith(_FOR_PROBES) or self._allows(handler_call_details):
+        if handler_call_details.method.startswith(_FOR_PROBES) or self._tokens.allow(handler_call_details):
             return await continuation(handler_call_details)
         return _REFUSAL
-
-    def _allows(self, details: grpc.HandlerCallDetails) -> bool:
-        given = dict(details.invocation_metadata).get("authorization", "")
-        digest = _digest(given if isinstance(given, str) else given.decode("latin-1"))
-        # Digests have one length, so the time taken tells nothing about how long a token is.
-        return any(hmac.compare_digest(digest, known) for known in self._digests)
 
 
 def _digest(text: str) -> bytes:

@@ -47,7 +47,7 @@ class Metrics:
         started = time.perf_counter()
         try:
             yield outcome
-        except BaseException:
+        except BaseException:  # counted, whatever it is, and raised again
             if outcome.code == "OK":
                 outcome.code = "UNKNOWN"
             raise

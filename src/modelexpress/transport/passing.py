@@ -72,7 +72,7 @@ def receive_unchecked(sock: socket.socket, count: int) -> list[int]:
                     f"{len(batch)} descriptors arrived, {expected} were expected; may this process open so many?"
                 )
             sock.sendall(_CONFIRMATION)
-    except BaseException as error:
+    except BaseException as error:  # Ctrl-C, too, must leave no descriptor behind; it is raised again
         close_all(descriptors)
         if isinstance(error, OSError):
             raise PeerLost(f"the source did not hand over its memory: {error}") from error

@@ -1,5 +1,6 @@
 """What publishing a model and serving a folder have in common. No torch is needed here."""
 
+from contextlib import ExitStack
 from pathlib import Path
 
 from modelexpress.peer import Material, Publication, Worker
@@ -18,11 +19,9 @@ def publish_material(
     """Publish from `worker`, or from one that ends with the publication."""
     if worker is not None:
         return worker.publish(material)
-    own = Worker(registry, settings=settings)
-    try:
+    with ExitStack() as undo:
+        own = undo.enter_context(Worker(registry, settings=settings))
         publication = own.publish(material)
-    except BaseException:
-        own.close()
-        raise
+        undo.pop_all()
     publication.close_along(own)
     return publication

@@ -57,7 +57,7 @@ class StagingFolder:
             raise CheckpointError(
                 f"cannot create a folder in {self._out.parent}: {error.strerror}; choose another place"
             ) from error
-        except BaseException:
+        except BaseException:  # Ctrl-C, too, must leave no folder behind; it is raised again
             self._clean()
             raise
         return self
