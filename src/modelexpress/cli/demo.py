@@ -84,7 +84,7 @@ def _show_report(report: dict[str, Any], table: Table) -> None:
 def _origin(account: dict[str, Any]) -> str:
     report = account.get("report")
     if report is None:
-        return ", read from disk"
+        return ", read from disk, where the page cache may have helped"
     limit = report["limit"]
     how = f"; limit {limit['bytes_per_second'] / 1e9:.2f} GB/s ({limit['how']})" if limit else ""
     return f", {report['nbytes'] / 1e9:.3f} GB from {report['source']} over {report['transport']}{how}"
