@@ -39,8 +39,13 @@ class _Service(PeerService):
     ) -> peer_pb2.AcquireLeaseResponse:
         grant = super().AcquireLease(request, context)
         manifest = peer_pb2.ReadManifestRequest(lease_id=grant.lease_id)
-        (self._page,) = super().ReadManifest(manifest, context)
+        (honest,) = super().ReadManifest(manifest, context)
+        self._page.CopyFrom(honest)
         self._lie(grant, self._page)
+        if grant.pages:
+            # A small manifest comes with the lease: there the lie must be told, too.
+            del grant.pages[:]
+            grant.pages.append(self._page)
         return grant
 
     def ReadManifest(  # noqa: N802

@@ -11,7 +11,7 @@ HUGE = (1 << 64) - 1
 
 
 def _page(**columns: object) -> Lie:
-    """Say something else about the first tensor."""
+    """Say something else about the first tensor, layout or chunk."""
 
     def lie(_: pb.AcquireLeaseResponse, page: pb.ManifestPage) -> None:
         for name, value in columns.items():
@@ -20,8 +20,33 @@ def _page(**columns: object) -> Lie:
     return lie
 
 
+def _packed(width: int, **columns: int) -> Lie:
+    """Say something else about the first tensor or chunk, in columns of integers of `width` bytes."""
+
+    def lie(_: pb.AcquireLeaseResponse, page: pb.ManifestPage) -> None:
+        for name, value in columns.items():
+            setattr(page, name, value.to_bytes(width, "little") + getattr(page, name)[width:])
+
+    return lie
+
+
+def _cut(name: str, more: int) -> Lie:
+    """Say so many bytes more, or less, in a column of integers."""
+
+    def lie(_: pb.AcquireLeaseResponse, page: pb.ManifestPage) -> None:
+        column = getattr(page, name)
+        setattr(page, name, column[:more] if more < 0 else column + bytes(more))
+
+    return lie
+
+
 def _column(change: Callable[[pb.ManifestPage], object]) -> Lie:
     return lambda grant, page: change(page)
+
+
+def _no_layouts(page: pb.ManifestPage) -> None:
+    for name in ("dtypes", "bytes", "ranks", "sizes", "strides"):
+        page.ClearField(name)
 
 
 def _head(**fields: Any) -> Lie:
@@ -55,17 +80,24 @@ MANIFEST_LIES: dict[str, Lie] = {
     "strides with gaps": _page(strides=2),
     "overlapping strides": _page(strides=0),
     "huge strides": _page(strides=HUGE),
-    "a region that is not there": _page(regions=1),
-    "a huge region": _page(regions=(1 << 32) - 1),
-    "an offset beyond the region": _page(offsets=1 << 40),
-    "a huge offset": _page(offsets=HUGE),
+    "a region that is not there": _packed(4, regions=1),
+    "a huge region": _packed(4, regions=(1 << 32) - 1),
+    "an offset beyond the region": _packed(8, offsets=1 << 40),
+    "a huge offset": _packed(8, offsets=HUGE),
     "more bytes than the region": _page(bytes=1 << 20),
     "huge bytes": _page(bytes=HUGE),
     "no bytes": _page(bytes=0),
     "more dimensions than there are": _page(ranks=3),
     "a huge rank": _page(ranks=(1 << 32) - 1),
-    "a digest too few": _column(lambda page: page.digests.pop()),
-    "a digest too many": _column(lambda page: page.digests.append(1)),
+    "a digest too few": _cut("digests", -8),
+    "a digest too many": _cut("digests", 8),
+    "half a digest": _cut("digests", -4),
+    "half an offset": _cut("offsets", -4),
+    "a region too many": _cut("regions", 4),
+    "a layout that is not there": _packed(4, layouts=1),
+    "a huge layout": _packed(4, layouts=(1 << 32) - 1),
+    "a transient tensor that is not there": _packed(4, transient=4),
+    "no layouts": _column(_no_layouts),
     "a tensor too few": _column(lambda page: page.names.pop()),
     "nothing at all": _column(lambda page: page.Clear()),
     "chunks of no bytes": _head(chunk_bytes=0),
@@ -94,8 +126,8 @@ TRANSPORT_LIES: dict[str, Lie] = {
 """Found when the transport is opened."""
 
 CONTENT_LIES: dict[str, Lie] = {
-    "a wrong digest": _page(digests=1),
-    "the place of another tensor": _page(offsets=64),
+    "a wrong digest": _packed(8, digests=1),
+    "the place of another tensor": _packed(8, offsets=64),
 }
 """Found when bytes arrive that are not what was said."""
 

@@ -1,38 +1,43 @@
 """Comparison of what a source holds with what a target wants, both ways, before one byte moves."""
 
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 
 from modelexpress.errors import ManifestMismatch
 from modelexpress.transfer.manifest import Manifest
-from modelexpress.wire.records import TensorSpec
+from modelexpress.wire.tensors import Flags, Integers, Layout
 
 _SHOWN = 5
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Wanted:
-    """A tensor that a target has room for.
+    """The tensors that a target has room for, column by column.
 
     Args:
-        name: As in the source's manifest.
-        dtype: Name of the dtype, without a package prefix.
-        shape: Sizes in elements.
-        nbytes: Size in bytes.
-        memory: Tensors of one target with the same number are one and the same memory (tied weights).
+        names: As in the source's manifest.
+        layouts: Those that occur; the order of the elements does not matter here.
+        layout_index: Which of them each tensor has.
+        memories: Tensors of one target with the same number are one and the same memory (tied weights). The numbers
+            count from 0.
     """
 
-    name: str
-    dtype: str
-    shape: tuple[int, ...]
-    nbytes: int
-    memory: int
+    names: tuple[str, ...]
+    layouts: tuple[Layout, ...]
+    layout_index: Integers
+    memories: Integers
+
+    @cached_property
+    def memory_count(self) -> int:
+        """One more than the largest number of a memory."""
+        return int(self.memories.max(initial=-1)) + 1
 
 
-def compare(manifest: Manifest, wanted: Sequence[Wanted]) -> None:
+def compare(manifest: Manifest, wanted: Wanted) -> None:
     """Check that source and target agree on every tensor.
 
     A name that the source lacks is satisfied by another name of the same memory. Tensors that the target ties must
@@ -41,12 +46,11 @@ def compare(manifest: Manifest, wanted: Sequence[Wanted]) -> None:
     Raises:
         ManifestMismatch: With the names that are missing, unexpected or different.
     """
-    names = {tensor.name for tensor in wanted}
-    present = {tensor.memory for tensor in wanted if tensor.name in manifest.index}
-    missing = [t.name for t in wanted if t.name not in manifest.index and t.memory not in present]
-    unexpected = [name for name in manifest.index if name not in names]
-    different = [reason for tensor in wanted if (reason := _difference(manifest, tensor))]
-    different += _untied(manifest, wanted)
+    held = manifest.tensors.positions(wanted.names)
+    found = held >= 0
+    missing = _missing(wanted, found)
+    unexpected = _unexpected(manifest, held[found])
+    different = _different(manifest, wanted, held) + _untied(manifest, wanted, held)
     if missing or unexpected or different:
         raise ManifestMismatch(
             _summary(missing, unexpected, different),
@@ -56,32 +60,57 @@ def compare(manifest: Manifest, wanted: Sequence[Wanted]) -> None:
         )
 
 
-def _difference(manifest: Manifest, wanted: Wanted) -> str:
-    position = manifest.index.get(wanted.name)
-    if position is None:
-        return ""
-    held = manifest.tensors[position]
-    if (held.dtype, held.shape, held.nbytes) == (wanted.dtype, wanted.shape, wanted.nbytes):
-        return ""
-    return f"'{wanted.name}' is {_describe(held)} at the source, {_describe(wanted)} at the target"
+def _missing(wanted: Wanted, found: Flags) -> list[str]:
+    """Return the names of tensors whose memory the source fills under no name."""
+    filled = np.zeros(wanted.memory_count, np.bool_)
+    filled[wanted.memories[found]] = True
+    return [wanted.names[position] for position in np.flatnonzero(~filled[wanted.memories]).tolist()]
 
 
-def _describe(tensor: TensorSpec | Wanted) -> str:
-    return f"{tensor.dtype}{list(tensor.shape)} of {tensor.nbytes} bytes"
+def _unexpected(manifest: Manifest, held: Integers) -> list[str]:
+    """Return the names that the source holds beyond those at the positions `held`."""
+    expected = np.zeros(len(manifest), np.bool_)
+    expected[held] = True
+    return [manifest.names[position] for position in np.flatnonzero(~expected).tolist()]
 
 
-def _untied(manifest: Manifest, wanted: Sequence[Wanted]) -> list[str]:
+def _different(manifest: Manifest, wanted: Wanted, held: Integers) -> list[str]:
+    """Return a sentence for each tensor of which source and target have different ideas."""
+    numbers: dict[object, int] = {}
+    own = _kinds(wanted.layouts, numbers)[wanted.layout_index]
+    theirs = _kinds(manifest.tensors.layouts, numbers)[manifest.tensors.layout_index]
+    found = np.flatnonzero(held >= 0)
+    return [
+        f"'{wanted.names[position]}' is {_describe(manifest.tensors.layout(held[position]))} at the source, "
+        f"{_describe(wanted.layouts[int(wanted.layout_index[position])])} at the target"
+        for position in found[own[found] != theirs[held[found]]].tolist()
+    ]
+
+
+def _kinds(layouts: Iterable[Layout], numbers: dict[object, int]) -> Integers:
+    """Return a number for each layout, equal for those that differ in nothing but the order of their elements."""
+    kinds = ((layout.dtype, layout.shape, layout.nbytes) for layout in layouts)
+    return np.array([numbers.setdefault(kind, len(numbers)) for kind in kinds], np.int64)
+
+
+def _describe(layout: Layout) -> str:
+    return f"{layout.dtype}{list(layout.shape)} of {layout.nbytes} bytes"
+
+
+def _untied(manifest: Manifest, wanted: Wanted, held: Integers) -> list[str]:
     """Return a sentence for each pair that is one memory at the target but has two values at the source."""
-    groups: dict[int, list[str]] = defaultdict(list)
-    for tensor in wanted:
-        if tensor.name in manifest.index:
-            groups[tensor.memory].append(tensor.name)
+    found = held >= 0
+    names = np.bincount(wanted.memories[found], minlength=wanted.memory_count)
+    groups: dict[int, list[int]] = defaultdict(list)
+    for position in np.flatnonzero(found & (names[wanted.memories] > 1)).tolist():
+        groups[int(wanted.memories[position])].append(position)
     reasons = []
     for first, *others in groups.values():
         for other in others:
-            left, right = manifest.index[first], manifest.index[other]
-            if not np.array_equal(manifest.tensor_digests(left), manifest.tensor_digests(right)):
-                reasons.append(f"'{first}' and '{other}' are tied at the target, but differ at the source")
+            left, right = (manifest.tensor_digests(int(held[position])) for position in (first, other))
+            if not np.array_equal(left, right):
+                pair = f"'{wanted.names[first]}' and '{wanted.names[other]}'"
+                reasons.append(f"{pair} are tied at the target, but differ at the source")
     return reasons
 
 

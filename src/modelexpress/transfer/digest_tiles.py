@@ -49,17 +49,15 @@ def digests_from_sums(sums: npt.NDArray[np.uint64], lengths: Column) -> Column:
         sums: Sums of the low and of the high 32 bits of the terms of each range; shape (ranges, 2).
         lengths: Bytes of each range.
     """
-    key = _folded(keys(LENGTH_KEY, 1))
     # Three summands below 2^62 fit 64 bits.
-    total = _folded(sums[:, 0]) + _times_half(sums[:, 1]) + _product(lengths, key)
+    total = _folded(sums[:, 0]) + _times_half(sums[:, 1]) + _product(lengths, _KEY, _HIGH_KEY)
     digests: Column = total % _PRIME
     return digests
 
 
-def _product(numbers: Column, key: Column) -> Column:
-    """`numbers * key`, congruent modulo PRIME and below 2^61 + 8."""
-    low, high = numbers & _LOW, numbers >> _HALF
-    return _folded(_product32(low, key) + _product32(high, _folded(_times_half(key))))
+def _product(numbers: Column, key: Column, high_key: Column) -> Column:
+    """`numbers * key`, congruent modulo PRIME and below 2^61 + 8; `high_key` is `key * 2^32`, congruent."""
+    return _folded(_product32(numbers & _LOW, key) + _product32(numbers >> _HALF, high_key))
 
 
 def _product32(numbers: Column, key: Column) -> Column:
@@ -75,3 +73,7 @@ def _times_half(numbers: Column) -> Column:
 def _folded(numbers: Column) -> Column:
     """`numbers`, congruent modulo PRIME and below 2^61 + 8."""
     return (numbers & _PRIME) + (numbers >> _BITS)
+
+
+_KEY = _folded(keys(LENGTH_KEY, 1))
+_HIGH_KEY = _folded(_times_half(_KEY))

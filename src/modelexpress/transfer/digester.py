@@ -1,10 +1,10 @@
 """Which implementation digests which memory: the host's, or one for each device, made once in a process."""
 
 import threading
-from collections.abc import Callable
 from contextlib import suppress
+from dataclasses import dataclass
 from functools import cache
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 from modelexpress.errors import DeviceError
 from modelexpress.transfer.digest import Column, digest_many
@@ -12,8 +12,27 @@ from modelexpress.transfer.digest import Column, digest_many
 if TYPE_CHECKING:
     from modelexpress.transfer.digest_triton import DeviceDigests
 
-Digester = Callable[[Column, Column], Column]
-"""Takes addresses and lengths in bytes, returns digests, as `digest_many` does."""
+
+class Pending(Protocol):
+    """Digests on their way."""
+
+    def result(self) -> Column:
+        """Return the digests, when they are there; the memory must stay as it is until then.
+
+        Raises:
+            DeviceError: The device failed.
+        """
+
+
+class Digester(Protocol):
+    """Digests memory of one kind, for any thread."""
+
+    def start(self, addresses: Column, lengths: Column) -> Pending:
+        """Return without waiting; addresses and lengths are as `digest_many` takes them.
+
+        Raises:
+            DeviceError: The device refused.
+        """
 
 
 def digester(device: int | None) -> Digester:
@@ -25,7 +44,7 @@ def digester(device: int | None) -> Digester:
         DeviceError: The device cannot be used, or Triton is missing.
     """
     if device is None:
-        return digest_many
+        return _HostDigester()
     with _lock:
         return _device_digester(device)
 
@@ -36,15 +55,35 @@ def prepare(device: int | None) -> None:
         threading.Thread(target=_quietly, args=(device,), name="mx-digester", daemon=True).start()
 
 
+@dataclass(frozen=True, eq=False)
+class _Later:
+    """Digests of host memory: computed by the thread that asks for the result."""
+
+    addresses: Column
+    lengths: Column
+
+    def result(self) -> Column:
+        return digest_many(self.addresses, self.lengths)
+
+
+class _HostDigester:
+    def start(self, addresses: Column, lengths: Column) -> Pending:
+        return _Later(addresses, lengths)
+
+
+class _DeviceDigester:
+    def __init__(self, digests: "DeviceDigests") -> None:
+        self._digests = digests
+        self._busy = threading.Lock()
+
+    def start(self, addresses: Column, lengths: Column) -> Pending:
+        with self._busy:
+            return self._digests.enqueue(addresses, lengths)
+
+
 @cache
 def _device_digester(device: int) -> Digester:
-    digests, busy = _make(device), threading.Lock()
-
-    def compute(addresses: Column, lengths: Column) -> Column:
-        with busy:
-            return digests.enqueue(addresses, lengths).result()
-
-    return compute
+    return _DeviceDigester(_make(device))
 
 
 def _make(device: int) -> "DeviceDigests":

@@ -1,8 +1,8 @@
 """The manifest: what a source holds, byte for byte, and the digests that prove it."""
 
 from collections import Counter
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from enum import StrEnum
 from functools import cached_property
 
@@ -11,10 +11,12 @@ import numpy.typing as npt
 
 from modelexpress.errors import ManifestInvalid
 from modelexpress.transfer.digest import DIGEST_ALGORITHM
+from modelexpress.wire.manifest_pages import manifest_pages
+from modelexpress.wire.peer_pb2 import ManifestPage
 from modelexpress.wire.records import FileSpec, TensorSpec
+from modelexpress.wire.tensors import Integers, Tensors
 
 Digests = npt.NDArray[np.uint64]
-Integers = npt.NDArray[np.int64]
 
 _MOST_BYTES = 1 << 60
 """Sums of sizes below this fit the signed 64-bit integers that plans are made of."""
@@ -29,7 +31,7 @@ class Scope(StrEnum):
     """The tensors of a checkpoint folder: buffers that a module computes for itself are not among them."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Manifest:
     """A source's tensors, regions and digests.
 
@@ -37,7 +39,7 @@ class Manifest:
         scope: Which tensors are listed.
         chunk_bytes: Tensors are cut into chunks of so many bytes, the last one shorter.
         region_bytes: Size of each region.
-        tensors: What is held; names are unique.
+        tensors: What is held, as columns; names are unique.
         digests: One digest a chunk: those of the first tensor in order, then of the second, and so on.
         files: Small files that belong to the material.
         digest_algorithm: The definition that the digests follow.
@@ -50,7 +52,7 @@ class Manifest:
     scope: Scope
     chunk_bytes: int
     region_bytes: tuple[int, ...]
-    tensors: tuple[TensorSpec, ...]
+    tensors: Tensors
     digests: Digests
     files: tuple[FileSpec, ...] = ()
     digest_algorithm: str = DIGEST_ALGORITHM
@@ -67,50 +69,94 @@ class Manifest:
             raise ManifestInvalid(f"regions of {sum(self.region_bytes)} bytes are not possible")
         self._check_names()
         self._check_bounds()
+        self._check_density()
         if len(self.digests) != self.chunk_starts[-1]:
             raise ManifestInvalid(f"{self.chunk_starts[-1]} chunks need as many digests, not {len(self.digests)}")
 
     def _check_names(self) -> None:
-        if len({tensor.name for tensor in self.tensors}) != len(self.tensors):
-            twice = next(name for name, count in Counter(t.name for t in self.tensors).items() if count > 1)
+        if len(self.index) != len(self):
+            twice = next(name for name, count in Counter(self.names).items() if count > 1)
             raise ManifestInvalid(f"tensor '{twice}' is listed twice")
 
     def _check_bounds(self) -> None:
-        for tensor in self.tensors:
-            inside = (
-                0 <= tensor.region < len(self.region_bytes)
-                and tensor.offset >= 0
-                and 0 <= tensor.nbytes <= self.region_bytes[tensor.region] - tensor.offset
+        region, offset, nbytes = self.tensors.regions, self.tensors.offsets, self.tensors.nbytes
+        known = (region >= 0) & (region < len(self.region_bytes))
+        # A region that is not there has less than no bytes, so that nothing fits into it.
+        room = np.array([*self.region_bytes, -1], np.int64)[np.where(known, region, -1)]
+        inside = (offset >= 0) & (nbytes >= 0) & (nbytes <= room - offset)
+        if not inside.all():
+            tensor = self.tensor(int(np.argmin(inside)))
+            raise ManifestInvalid(
+                f"tensor '{tensor.name}' ({tensor.nbytes} bytes at {tensor.offset}) lies outside region "
+                f"{tensor.region} of {len(self.region_bytes)}"
             )
-            if not inside:
-                raise ManifestInvalid(
-                    f"tensor '{tensor.name}' ({tensor.nbytes} bytes at {tensor.offset}) lies outside region "
-                    f"{tensor.region} of {len(self.region_bytes)}"
-                )
-            if not is_dense(tensor.shape, tensor.strides):
-                raise ManifestInvalid(
-                    f"tensor '{tensor.name}' of shape {tensor.shape} has strides {tensor.strides}, which leave gaps"
-                )
+
+    def _check_density(self) -> None:
+        dense = np.array([is_dense(each.shape, each.strides) for each in self.tensors.layouts], np.bool_)
+        gaps = np.flatnonzero(~dense[self.tensors.layout_index])
+        if len(gaps):
+            tensor = self.tensor(int(gaps[0]))
+            raise ManifestInvalid(
+                f"tensor '{tensor.name}' of shape {tensor.shape} has strides {tensor.strides}, which leave gaps"
+            )
+
+    def __len__(self) -> int:
+        """Return the number of tensors."""
+        return len(self.tensors)
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Names of all tensors."""
+        return self.tensors.names
+
+    @property
+    def index(self) -> Mapping[str, int]:
+        """Position of each tensor by name."""
+        return self.tensors.index
 
     @cached_property
     def total_bytes(self) -> int:
         """Bytes of all tensors; those that share memory are counted once each."""
-        return sum(tensor.nbytes for tensor in self.tensors)
+        return sum(self.tensors.nbytes.tolist())
 
     @cached_property
     def chunk_starts(self) -> Integers:
         """For each tensor the index of its first digest; one more entry ends the last tensor."""
-        sizes = np.fromiter((t.nbytes for t in self.tensors), np.int64, len(self.tensors))
-        return np.concatenate(([0], np.cumsum(-(-sizes // self.chunk_bytes))))
+        return np.concatenate(([0], np.cumsum(-(-self.tensors.nbytes // self.chunk_bytes))))
 
     @cached_property
-    def index(self) -> dict[str, int]:
-        """Position of each tensor by name."""
-        return {tensor.name: position for position, tensor in enumerate(self.tensors)}
+    def pages(self) -> tuple[ManifestPage, ...]:
+        """The tensors and digests as messages, the same ones for every reader."""
+        return manifest_pages(self.tensors, self.digests, self.chunk_starts)
+
+    def tensor(self, position: int) -> TensorSpec:
+        """Return the tensor at `position`."""
+        return self.tensors[position]
 
     def tensor_digests(self, position: int) -> Digests:
         """Return the digests of the tensor at `position`, chunk by chunk."""
         return self.digests[self.chunk_starts[position] : self.chunk_starts[position + 1]]
+
+    def placed(self, region_bytes: tuple[int, ...], regions: Integers, offsets: Integers) -> "Manifest":
+        """Return the manifest of the same tensors in other memory.
+
+        Args:
+            region_bytes: Size of each region.
+            regions: Index of the region of each tensor.
+            offsets: Bytes from the beginning of that region to each tensor.
+
+        Raises:
+            ManifestInvalid: A tensor lies outside its region.
+        """
+        return replace(self, region_bytes=region_bytes, tensors=self.tensors.moved(regions, offsets))
+
+    def same_content(self, other: "Manifest") -> bool:
+        """Return whether both list the same tensors, cut alike, with the same digests, in the same order."""
+        return (
+            self.chunk_bytes == other.chunk_bytes
+            and np.array_equal(self.digests, other.digests)
+            and self.tensors.alike(other.tensors)
+        )
 
 
 def is_dense(shape: Sequence[int], strides: Sequence[int]) -> bool:

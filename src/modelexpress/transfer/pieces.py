@@ -1,11 +1,13 @@
 """Pieces: the chunks of tensors on their way from a source's regions to a target's memory."""
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
 
 from modelexpress.transfer.manifest import Manifest
+from modelexpress.wire.tensors import Flags, Integers
 
 PIECE = np.dtype(
     [
@@ -23,36 +25,69 @@ PIECE = np.dtype(
 Pieces = npt.NDArray[np.void]
 
 
-def cut(manifest: Manifest, addresses: Mapping[str, int]) -> Pieces:
-    """Return every chunk of every tensor in `addresses`, in the order of the manifest.
+@dataclass(frozen=True, eq=False)
+class Addresses:
+    """Where tensors of a manifest go in this process.
+
+    Args:
+        positions: Of the tensors in the manifest; tied tensors are named once.
+        addresses: For each of them, where its first byte goes.
+    """
+
+    positions: Integers
+    addresses: npt.NDArray[np.uint64]
+
+    @classmethod
+    def of(cls, manifest: Manifest, addresses: Mapping[str, int]) -> "Addresses":
+        """Return the addresses of tensors that are given by name; the manifest lists every one."""
+        positions = (manifest.index[name] for name in addresses)
+        return cls(
+            np.fromiter(positions, np.int64, len(addresses)),
+            np.fromiter(addresses.values(), np.uint64, len(addresses)),
+        )
+
+
+def cut(manifest: Manifest, destinations: Addresses) -> Pieces:
+    """Return every chunk of every tensor that has a destination, in the order of the manifest.
 
     Publishers list their tensors in the order of their memory, so that is the order of the memory, too.
 
     Args:
-        manifest: The source's manifest; it lists every name in `addresses`.
-        addresses: Where each tensor's bytes go in this process; tied tensors are named once.
+        manifest: The source's manifest.
+        destinations: Where each tensor's bytes go in this process.
     """
-    positions = np.fromiter((manifest.index[name] for name in addresses), np.int64, len(addresses))
-    base = np.fromiter(addresses.values(), np.uint64, len(addresses))
-    specs = [manifest.tensors[position] for position in positions]
-    counts = np.diff(manifest.chunk_starts)[positions]
-    owner = np.repeat(np.arange(len(specs)), counts)
-    pieces = np.zeros(len(owner), PIECE)
-    chunk = np.arange(len(owner)) - np.repeat(np.cumsum(counts) - counts, counts)
+    order = np.argsort(destinations.positions, kind="stable")
+    positions = destinations.positions[order]
+    rows, chunk = spread(np.diff(manifest.chunk_starts)[positions])
+    tensor = positions[rows]
     start = chunk * manifest.chunk_bytes
-    sizes = np.fromiter((spec.nbytes for spec in specs), np.int64, len(specs))
-    pieces["tensor"] = positions[owner]
+    pieces = np.empty(len(rows), PIECE)
+    pieces["tensor"] = tensor
     pieces["chunk"] = chunk
-    pieces["region"] = np.fromiter((spec.region for spec in specs), np.int64, len(specs))[owner]
-    pieces["offset"] = np.fromiter((spec.offset for spec in specs), np.int64, len(specs))[owner] + start
-    pieces["address"] = base[owner] + start.astype(np.uint64)
-    pieces["nbytes"] = np.minimum(sizes[owner] - start, manifest.chunk_bytes)
-    pieces["digest"] = manifest.digests[manifest.chunk_starts[pieces["tensor"]] + chunk]
-    return pieces[np.lexsort((pieces["chunk"], pieces["tensor"]))]
+    pieces["region"] = manifest.tensors.regions[tensor]
+    pieces["offset"] = manifest.tensors.offsets[tensor] + start
+    pieces["address"] = destinations.addresses[order][rows] + start.astype(np.uint64)
+    pieces["nbytes"] = np.minimum(manifest.tensors.nbytes[tensor] - start, manifest.chunk_bytes)
+    pieces["digest"] = manifest.digests[manifest.chunk_starts[tensor] + chunk]
+    return pieces
 
 
-def overlapping(pieces: Pieces) -> npt.NDArray[np.bool_]:
+def spread(counts: Integers) -> tuple[Integers, Integers]:
+    """Return, for as many chunks of each tensor as `counts` says, the row of the tensor and the number of the chunk."""
+    rows = np.repeat(np.arange(len(counts)), counts)
+    return rows, np.arange(len(rows)) - np.repeat(np.cumsum(counts) - counts, counts)
+
+
+def chunk_numbers(manifest: Manifest, pieces: Pieces) -> Integers:
+    """Return the number of each piece among all chunks of the manifest, which is also that of its digest."""
+    numbers: Integers = manifest.chunk_starts[pieces["tensor"]] + pieces["chunk"]
+    return numbers
+
+
+def overlapping(pieces: Pieces) -> Flags:
     """Return for each piece whether its destination shares bytes with another piece's."""
+    if np.all(pieces["address"][1:] >= (pieces["address"] + pieces["nbytes"].astype(np.uint64))[:-1]):
+        return np.zeros(len(pieces), np.bool_)
     order = np.argsort(pieces["address"], kind="stable")
     start = pieces["address"][order]
     end = start + pieces["nbytes"][order].astype(np.uint64)

@@ -4,16 +4,18 @@ import time
 from collections import deque
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 
 from modelexpress.errors import DigestMismatch, TransferTimeout
-from modelexpress.transfer.digester import Digester, digester
+from modelexpress.transfer.digester import Digester, Pending, digester
 from modelexpress.transfer.ledger import Ledger
 from modelexpress.transfer.manifest import Manifest
+from modelexpress.transfer.pace import Pace
 from modelexpress.transfer.pieces import Pieces, overlapping
 from modelexpress.transfer.plan import Batch, Plan
+from modelexpress.transfer.prefix import Prefix
 from modelexpress.transport import Reader, Transfer
 
 WINDOW = 3
@@ -21,6 +23,27 @@ WINDOW = 3
 
 Progress = Callable[[int], None]
 """Called with the number of bytes verified so far, from the thread that pulls."""
+
+
+Verified = Callable[[Pieces], None]
+"""Called with the pieces that are in place and verified, from the thread that verifies."""
+
+
+@dataclass(frozen=True)
+class Feed:
+    """The source of a pull, as far as its behaviour matters.
+
+    Args:
+        worker_id: For errors.
+        prefix: How much of it can be read; None: everything.
+        patience: Seconds for which nothing may be heard of how far a prefix is.
+        rate: Returns the bytes a second that it allows now; 0: no limit.
+    """
+
+    worker_id: str
+    prefix: Prefix | None = None
+    patience: float = 30.0
+    rate: Callable[[], int] = field(default=lambda: 0)
 
 
 @dataclass(frozen=True)
@@ -37,11 +60,12 @@ def pull(
     manifest: Manifest,
     ledger: Ledger,
     *,
-    source: str,
+    feed: Feed,
     timeout: float,
     device: int | None = None,
     verify: bool = True,
     progress: Progress | None = None,
+    verified: Verified | None = None,
 ) -> PullResult:
     """Execute a plan and verify every byte of it.
 
@@ -53,38 +77,55 @@ def pull(
         reader: Access to the source's regions.
         manifest: The source's manifest, for the names in errors.
         ledger: Takes note of every verified chunk.
-        source: Worker id of the source, for errors.
+        feed: The source: it may still be receiving, and may limit the rate.
         timeout: Seconds that the whole pull may take.
         device: The CUDA device that the destinations are on; None: host memory.
         verify: False skips the digests. Only benchmarks do that: nothing enters the ledger then.
         progress: Told how far it is.
+        verified: Told which pieces are verified, as soon as they are.
 
     Raises:
         DigestMismatch: A chunk is not what the source published.
-        TransportError: The transport failed; TransferTimeout when the time is over.
+        TransportError: The transport failed; TransferTimeout when the time is over; PeerLost when a source that
+            was still receiving will receive no more.
     """
     with ThreadPoolExecutor(1, thread_name_prefix="mx-verify") as pool:
-        checker = _Checker(manifest, ledger, source, digester(device) if verify else None)
-        run = _Pull(plan, reader, checker, pool, progress)
+        checker = _Checker(manifest, ledger, feed.worker_id, digester(device) if verify else None, verified)
+        run = _Pull(plan, reader, checker, pool, feed, progress)
         return run.execute(time.monotonic() + timeout)
 
 
 class _Checker:
     """Compares pieces in place with their digests and keeps the ledger."""
 
-    def __init__(self, manifest: Manifest, ledger: Ledger, source: str, digests: Digester | None) -> None:
+    def __init__(
+        self,
+        manifest: Manifest,
+        ledger: Ledger,
+        source: str,
+        digests: Digester | None,
+        verified: Verified | None,
+    ) -> None:
         self._manifest = manifest
         self._ledger = ledger
         self._source = source
         self._digests = digests
+        self._verified = verified
 
-    def check(self, pieces: Pieces) -> None:
-        """Raise DigestMismatch at the first piece that is wrong; the ones that are right are recorded."""
+    def start(self, pieces: Pieces) -> Pending | None:
+        """Begin a check without waiting; `finish` must follow, so that nothing reads the pieces any more."""
         if self._digests is None:
+            return None
+        return self._digests.start(np.ascontiguousarray(pieces["address"]), pieces["nbytes"].astype(np.uint64))
+
+    def finish(self, pieces: Pieces, pending: Pending | None) -> None:
+        """Raise DigestMismatch at the first piece that is wrong; the ones that are right are recorded."""
+        if pending is None:
             return
-        found = self._digests(np.ascontiguousarray(pieces["address"]), pieces["nbytes"].astype(np.uint64))
-        good = found == pieces["digest"]
+        good = pending.result() == pieces["digest"]
         self._ledger.record(self._manifest, pieces[good])
+        if self._verified is not None:
+            self._verified(pieces[good])
         if not good.all():
             bad = pieces[~good][0]
             name = self._manifest.tensors[int(bad["tensor"])].name
@@ -100,12 +141,15 @@ class _Pull:
         reader: Reader,
         checker: _Checker,
         pool: ThreadPoolExecutor,
+        feed: Feed,
         progress: Progress | None,
     ) -> None:
         self._plan = plan
         self._reader = reader
         self._checker = checker
         self._pool = pool
+        self._feed = feed
+        self._pace = Pace(feed.rate)
         self._progress = progress
         self._travelling: deque[tuple[Batch, Transfer]] = deque()
         self._checking: deque[tuple[Batch, Future[None]]] = deque()
@@ -115,9 +159,9 @@ class _Pull:
         started = time.perf_counter()
         try:
             for batch in self._plan.batches:
-                if len(self._travelling) == WINDOW:
-                    self._land(deadline)
+                self._await_turn(batch, deadline)
                 self._travelling.append((batch, self._reader.read(batch.runs)))
+                self._pace.spend(batch.nbytes)
             while self._travelling:
                 self._land(deadline)
         finally:
@@ -126,23 +170,45 @@ class _Pull:
         self._check_overlaps()
         return PullResult(time.perf_counter() - started, self._plan.nbytes)
 
-    def _land(self, deadline: float) -> None:
-        """Wait for the oldest batch and hand it to the checker."""
-        batch, transfer = self._travelling.popleft()
+    def _await_turn(self, batch: Batch, deadline: float) -> None:
+        """Return when a batch may be asked for: there is room, the source has it, and the rate allows it."""
+        prefix = self._feed.prefix
+        while len(self._travelling) == WINDOW or (self._travelling and not self._is_turn(batch)):
+            # Whoever reads from here waits for what has landed, so that goes before anything else.
+            self._land(deadline)
+        if prefix is not None and prefix.value < batch.end:
+            self._settle(len(self._checking))
+            prefix.wait_for(batch.end, self._feed.patience, self._left(deadline))
+        if delay := self._pace.delay():
+            time.sleep(min(delay, self._left(deadline)))
+
+    def _is_turn(self, batch: Batch) -> bool:
+        prefix = self._feed.prefix
+        return (prefix is None or prefix.value >= batch.end) and not self._pace.delay()
+
+    def _left(self, deadline: float) -> float:
         left = deadline - time.monotonic()
         if left <= 0:
             raise TransferTimeout(
                 f"the transfer was not through in time, {self._plan.nbytes} bytes were asked for: "
                 "raise MX_TRANSFER_TIMEOUT or see `mx doctor` for the speed of the link"
             )
-        transfer.wait(left)
-        self._checking.append((batch, self._pool.submit(self._checker.check, batch.pieces)))
+        return left
+
+    def _land(self, deadline: float) -> None:
+        """Wait for the oldest batch and begin its check, which goes on while others are waited for."""
+        batch, transfer = self._travelling.popleft()
+        transfer.wait(self._left(deadline))
+        pending = self._checker.start(batch.pieces)
+        self._checking.append((batch, self._pool.submit(self._checker.finish, batch.pieces, pending)))
         self._settle(sum(future.done() for _, future in self._checking))
 
     def _settle(self, count: int) -> None:
         """Take the results of the `count` oldest checks."""
         for _ in range(count):
             batch, future = self._checking.popleft()
+            if future.exception() is not None:
+                self._checking.clear()  # the pool sees them through; the first error is the one to tell
             future.result()
             self._verified += batch.nbytes
             if self._progress is not None:
@@ -154,4 +220,4 @@ class _Pull:
             pieces = np.concatenate([batch.pieces for batch in self._plan.batches])
             shared = pieces[overlapping(pieces)]
             if len(shared):
-                self._checker.check(shared)
+                self._checker.finish(shared, self._checker.start(shared))

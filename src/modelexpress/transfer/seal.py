@@ -1,6 +1,6 @@
 """Sealing: computing the digests of what is about to be published."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 
@@ -8,11 +8,13 @@ from modelexpress.memory import Region
 from modelexpress.transfer.digest import Column
 from modelexpress.transfer.digester import digester
 from modelexpress.transfer.manifest import Manifest, Scope
+from modelexpress.transfer.pieces import spread
 from modelexpress.wire.records import FileSpec, TensorSpec
+from modelexpress.wire.tensors import Integers, Tensors
 
 
 def seal(
-    tensors: Sequence[TensorSpec],
+    tensors: Tensors | Iterable[TensorSpec],
     regions: Sequence[Region],
     *,
     scope: Scope,
@@ -24,23 +26,21 @@ def seal(
     Raises:
         ManifestInvalid: A tensor lies outside its region.
     """
-    sizes = np.fromiter((t.nbytes for t in tensors), np.int64, len(tensors))
-    base = np.fromiter((regions[t.region].address + t.offset for t in tensors), np.uint64, len(tensors))
-    counts = -(-sizes // chunk_bytes)
-    owner = np.repeat(np.arange(len(tensors)), counts)
-    start = (np.arange(len(owner)) - np.repeat(np.cumsum(counts) - counts, counts)) * chunk_bytes
-    lengths = np.minimum(sizes[owner] - start, chunk_bytes)
-    addresses = base[owner] + start.astype(np.uint64)
-    digests = _digests(
-        addresses, lengths.astype(np.uint64), [regions[tensors[t].region].device for t in owner.tolist()]
-    )
+    listed = Tensors.of(tensors)
+    base = np.array([region.address for region in regions], np.uint64)[listed.regions]
+    owner, chunk = spread(-(-listed.nbytes // chunk_bytes))
+    start = chunk * chunk_bytes
+    lengths = np.minimum(listed.nbytes[owner] - start, chunk_bytes)
+    addresses = base[owner] + (listed.offsets[owner] + start).astype(np.uint64)
+    digests = _digests(addresses, lengths.astype(np.uint64), listed.regions[owner], regions)
     region_bytes = tuple(region.nbytes for region in regions)
-    return Manifest(scope, chunk_bytes, region_bytes, tuple(tensors), digests, tuple(files))
+    return Manifest(scope, chunk_bytes, region_bytes, listed, digests, tuple(files))
 
 
-def _digests(addresses: Column, lengths: Column, devices: Sequence[int | None]) -> Column:
+def _digests(addresses: Column, lengths: Column, owners: Integers, regions: Sequence[Region]) -> Column:
+    """Return the digest of each range of memory, of which `owners` says the region that it lies in."""
     digests = np.empty(len(lengths), np.uint64)
-    for device in set(devices):
-        chosen = np.fromiter((each == device for each in devices), bool, len(devices))
-        digests[chosen] = digester(device)(addresses[chosen], lengths[chosen])
+    for device in {region.device for region in regions}:
+        chosen = np.array([region.device == device for region in regions])[owners]
+        digests[chosen] = digester(device).start(addresses[chosen], lengths[chosen]).result()
     return digests

@@ -14,10 +14,12 @@ from modelexpress.transfer.manifest import Manifest
 from modelexpress.transport import open_first
 from modelexpress.weights.candidates import find_candidates, order_candidates
 from modelexpress.weights.catalog import Model
-from modelexpress.weights.fetch import Find, usable_transports
+from modelexpress.weights.fetch import Find
 from modelexpress.weights.pull_folder import find_by_name
+from modelexpress.weights.reading import usable_transports
 from modelexpress.weights.target import Target
 from modelexpress.wire.records import SourceRef
+from modelexpress.wire.tensors import Tensors
 
 _MOST_ASKED = 8
 """Candidates that a plan looks at: each dead one costs seconds, and a load would rarely come so far."""
@@ -158,8 +160,14 @@ def _prospect(
         endpoint,
         load,
         opened.transport.name,
-        len(manifest.tensors),
-        sum(nbytes for _, _, nbytes in {(t.region, t.offset, t.nbytes) for t in manifest.tensors}),
+        len(manifest),
+        _travelling_bytes(manifest.tensors),
         limit.bytes_per_second if limit else None,
         tuple(f"{name}: {reason}" for name, reason in opened.skipped),
     )
+
+
+def _travelling_bytes(tensors: Tensors) -> int:
+    """Return the bytes of all tensors, of those in the same place once."""
+    columns = (tensors.regions, tensors.offsets, tensors.nbytes)
+    return sum(nbytes for _, _, nbytes in set(zip(*(column.tolist() for column in columns), strict=True)))

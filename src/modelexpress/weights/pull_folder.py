@@ -10,8 +10,10 @@ from modelexpress.client import Client
 from modelexpress.errors import CheckpointError, LoadError, ManifestInvalid, ManifestMismatch, NoSourceFound
 from modelexpress.settings import Settings
 from modelexpress.transfer.manifest import Manifest, contiguous_strides
+from modelexpress.transfer.pieces import Addresses
 from modelexpress.weights.checkpoint_writer import DEFAULT_SHARD_BYTES, CheckpointWriter
-from modelexpress.weights.fetch import Destinations, Fetch, ReadFile
+from modelexpress.weights.fetch import Fetch
+from modelexpress.weights.reading import Destinations, ReadFile
 from modelexpress.weights.report import Journal, LoadReport, Progress
 from modelexpress.weights.side_files import check_side_paths
 from modelexpress.weights.stored_tensor import TensorEntry
@@ -61,8 +63,8 @@ def pull_folder(
             settings,
         ).run()
         with journal.stage("write to disk"):
-            tensors = room.commit()
-    return journal.report("peer", tensors)
+            journal.strategy, journal.tensors = "peer", room.commit()
+    return journal.report()
 
 
 def find_by_name(client: Client, model_name: str, source_id: str | None) -> list[SourceRef]:
@@ -108,6 +110,10 @@ class _FolderRoom:
         self._staging: dict[str, tuple[TensorSpec, npt.NDArray[np.void]]] = {}
 
     @property
+    def devices(self) -> frozenset[int | None]:
+        return frozenset({None})
+
+    @property
     def staged(self) -> frozenset[str]:
         return frozenset(self._staging)
 
@@ -120,7 +126,8 @@ class _FolderRoom:
         elif self._entries != entries:
             raise ManifestMismatch("another source of the same identity holds other tensors: pull again")
         self._staging = {spec.name: (spec, _buffer(spec)) for spec in specs if not _row_major(spec)}
-        return {None: {spec.name: self._address(spec.name) for spec in specs if spec.nbytes}}
+        addresses = {spec.name: self._address(spec.name) for spec in specs if spec.nbytes}
+        return {None: Addresses.of(manifest, addresses)}
 
     def commit(self) -> int:
         """Finish the files and move the folder into place; return the number of tensors."""

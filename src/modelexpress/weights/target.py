@@ -1,14 +1,17 @@
 """The target: a model's tensors as room for bytes, and what must happen before and after they arrive."""
 
-from collections import defaultdict
+from dataclasses import replace
 
+import numpy as np
 import torch
 
-from modelexpress.errors import UnsupportedModel
+from modelexpress.errors import NoRoom
 from modelexpress.memory import HostArena, aligned
 from modelexpress.transfer.compare import Wanted
 from modelexpress.transfer.manifest import Manifest, Scope, contiguous_strides
-from modelexpress.weights.catalog import Entry, Model, catalogue, copyable, is_dense
+from modelexpress.transfer.pieces import Addresses
+from modelexpress.weights.catalog import Catalogue, Kind, Model, addresses_of, catalogue, copyable
+from modelexpress.wire.tensors import Flags, Integers, Layout
 
 
 class Target:
@@ -27,71 +30,91 @@ class Target:
     """
 
     def __init__(self, model: Model, device: torch.device | str = "cpu") -> None:
-        self.entries = catalogue(model)
+        self.catalogue = catalogue(model)
+        self.catalogue.check_devices("cpu", "cuda", "meta", use="filled")
         self._device = torch.device(device)
         self.written = False
         self._model = model
         self._fresh: dict[int, torch.Tensor] = {}
-        self._staged: dict[str, torch.Tensor] = {}
+        self._staged: dict[int, torch.Tensor] = {}
         self._saved: list[tuple[torch.Tensor, torch.Tensor]] = []
-        for entry in self.entries:
-            if entry.tensor.device.type not in ("cpu", "cuda", "meta"):
-                raise UnsupportedModel(
-                    f"tensor '{entry.name}' is on '{entry.tensor.device}': only host and CUDA memory can be filled"
-                )
 
-    def wanted(self, scope: Scope) -> list[Wanted]:
+    def wanted(self, scope: Scope) -> Wanted:
         """Return what a source of that scope must hold: buffers that checkpoints leave out are exempt there."""
-        return [
-            Wanted(entry.name, entry.dtype, entry.shape, entry.nbytes, entry.memory) for entry in self._expected(scope)
-        ]
+        listed, expected = self.catalogue, np.flatnonzero(self._expected(scope)).tolist()
+        layouts = tuple(kind.layout for kind in listed.kinds)
+        if len(expected) == len(listed):
+            return Wanted(listed.names, layouts, listed.kind_index, listed.memories)
+        names = tuple(listed.names[position] for position in expected)
+        return Wanted(names, layouts, listed.kind_index[expected], listed.memories[expected])
+
+    @property
+    def memories(self) -> int:
+        """Number of tensors; tied ones count once."""
+        return len(np.unique(self.catalogue.memories))
 
     @property
     def devices(self) -> set[int | None]:
         """CUDA devices whose memory is filled; None stands for the host."""
-        return {_index(self._device if entry.is_meta else entry.tensor.device) for entry in self.entries}
+        return {_index(self._device_of(kind)) for kind in self.catalogue.kinds}
 
-    def open(self, manifest: Manifest) -> dict[int | None, dict[str, int]]:
+    def open(self, manifest: Manifest) -> dict[int | None, Addresses]:
         """Return the address that each tensor of a manifest is copied to, by device, tied tensors under one name.
 
         Tensors whose elements lie in another order than the source's are received beside the model.
         """
         self._save_buffers()
-        destinations: dict[int | None, dict[str, int]] = defaultdict(dict)
-        filled: set[int] = set()
-        for entry in self._expected(manifest.scope):
-            if entry.memory in filled or entry.name not in manifest.index or not entry.nbytes:
-                continue
-            filled.add(entry.memory)
-            spec = manifest.tensors[manifest.index[entry.name]]
-            room = self._room(entry, spec.strides)
-            destinations[_index(room.device)][entry.name] = room.data_ptr()
+        listed = self.catalogue
+        held = manifest.tensors.positions(listed.names)
+        chosen = self._first_of_each_memory((held >= 0) & (listed.nbytes > 0) & self._expected(manifest.scope))
+        held = held[chosen]
+        beside = self._stage(manifest, chosen, held)
+        self.written |= bool((~beside & ~listed.is_meta[chosen]).any())
+        destinations = self._by_device(chosen, held)
         for device in destinations.keys() - {None}:
             # What the allocator hands out may still be in use by what was enqueued before.
             torch.cuda.synchronize(device)
-        return dict(destinations)
+        return destinations
 
     @property
     def staged(self) -> frozenset[str]:
         """Names of the tensors that are received beside the model, anew from each source."""
-        return frozenset(self._staged)
+        return frozenset(self.catalogue.names[position] for position in self._staged)
 
-    def tensor(self, entry: Entry) -> torch.Tensor:
-        """Return the tensor that holds an entry's elements: the model's own, or the one that will replace it."""
-        if not entry.is_meta:
-            return entry.tensor
-        if not self._fresh:
-            self._materialise()
-        return self._fresh[id(entry.tensor)]
+    def filled(self, manifest: Manifest) -> Integers:
+        """Return for each tensor of a manifest the position there of the one that is received for it.
+
+        That is itself, or the first of those that it is tied to here.
+        """
+        listed, filled = self.catalogue, np.arange(len(manifest))
+        held = manifest.tensors.positions(listed.names)
+        chosen = self._first_of_each_memory(held >= 0)
+        of_memory = np.full(len(listed), -1)
+        of_memory[listed.memories[chosen]] = held[chosen]
+        found = held >= 0
+        filled[held[found]] = of_memory[listed.memories[found]]
+        return filled
+
+    def settled_entries(self) -> Catalogue:
+        """Return the catalogue that the model will have, with memory for the tensors that have none yet."""
+        kinds = tuple(self._with_memory(kind) for kind in self.catalogue.kinds)
+        return replace(self.catalogue, tensors=self._tensors(), kinds=kinds)
+
+    def tensor(self, position: int) -> torch.Tensor:
+        """Return the tensor that holds the elements of one: the model's own, or the one that will replace it."""
+        tensor = self.catalogue.tensors[position]
+        if not tensor.is_meta:
+            return tensor
+        self._materialise()
+        return self._fresh[id(tensor)]
 
     def commit(self) -> None:
         """Put everything that arrived into the model."""
-        by_name = {entry.name: entry for entry in self.entries}
         with torch.no_grad():
-            for name, staging in self._staged.items():
-                copyable(self.tensor(by_name[name])).copy_(copyable(staging))
+            for position, staging in self._staged.items():
+                copyable(self.tensor(position)).copy_(copyable(staging))
         self._staged.clear()
-        if any(entry.is_meta for entry in self.entries):
+        if self.catalogue.is_meta.any():
             self._materialise()
             _replace(self._model, self._fresh)
         self._saved.clear()
@@ -104,39 +127,102 @@ class Target:
         self._staged.clear()
         self._saved.clear()
 
-    def _expected(self, scope: Scope) -> list[Entry]:
-        return [entry for entry in self.entries if entry.persistent or scope is Scope.MODULE]
+    def _expected(self, scope: Scope) -> Flags:
+        persistent = self.catalogue.persistent
+        return np.ones(len(persistent), np.bool_) if scope is Scope.MODULE else persistent
 
-    def _room(self, entry: Entry, strides: tuple[int, ...]) -> torch.Tensor:
-        tensor = self.tensor(entry)
-        if _same_order(tensor, strides):
-            self.written |= not entry.is_meta
-            return tensor
-        staging = torch.empty_strided(tensor.shape, strides, dtype=tensor.dtype, device=tensor.device)
-        self._staged[entry.name] = staging
-        return staging
+    def _first_of_each_memory(self, among: Flags) -> Integers:
+        """Return the positions of tensors, of those that are tied the first."""
+        positions = np.flatnonzero(among)[::-1]
+        first = np.full(len(among), -1)
+        first[self.catalogue.memories[positions]] = positions  # of several, the last one written stays
+        return np.sort(first[first >= 0])
+
+    def _stage(self, manifest: Manifest, chosen: Integers, held: Integers) -> Flags:
+        """Make room beside the model for tensors in another order than the source's, and say which these are.
+
+        Args:
+            manifest: The source's.
+            chosen: Positions of the tensors that are filled.
+            held: Their positions in the manifest.
+        """
+        listed, layouts = self.catalogue, manifest.tensors.layouts
+        pairs = listed.kind_index[chosen] * len(layouts) + manifest.tensors.layout_index[held]
+        kinds = [self._with_memory(kind) for kind in listed.kinds]
+        different = [
+            pair
+            for pair in np.unique(pairs).tolist()
+            if not _same_order(kinds[pair // len(layouts)], layouts[pair % len(layouts)])
+        ]
+        beside = np.isin(pairs, different)
+        self._staged = {
+            position: _empty_of(replace(self._with_memory(listed.kind(position)), layout=layouts[number]))
+            for position, number in zip(
+                chosen[beside].tolist(), manifest.tensors.layout_index[held[beside]].tolist(), strict=True
+            )
+        }
+        return beside
+
+    def _by_device(self, chosen: Integers, held: Integers) -> dict[int | None, Addresses]:
+        """Return where the tensors `chosen` are, by device; `held` are their positions in the manifest."""
+        # Asked for now: since the catalogue was made, memory may have moved to where others can read it.
+        rooms = self._tensors()
+        if self._staged or len(chosen) < len(rooms):
+            rooms = tuple(self._staged.get(position, rooms[position]) for position in chosen.tolist())
+        addresses = addresses_of(rooms)
+        kinds = self.catalogue.kind_index[chosen]
+        indexes = [_index(self._device_of(kind)) for kind in self.catalogue.kinds]
+        destinations = {}
+        for device in dict.fromkeys(indexes):
+            there = np.array([index == device for index in indexes], np.bool_)[kinds]
+            if there.any():
+                destinations[device] = Addresses(held[there], addresses[there])
+        return destinations
+
+    def _device_of(self, kind: Kind) -> torch.device:
+        return self._device if kind.is_meta else kind.device
+
+    def _with_memory(self, kind: Kind) -> Kind:
+        """Return what becomes of a kind of tensors: on the meta device they get memory without gaps."""
+        if not kind.is_meta:
+            return kind
+        strides = kind.layout.strides if kind.is_dense else contiguous_strides(kind.layout.shape)
+        return Kind(replace(kind.layout, strides=strides), kind.dtype, self._device, is_dense=True)
+
+    def _tensors(self) -> tuple[torch.Tensor, ...]:
+        """Return the tensors that hold the elements, as `tensor` does."""
+        if not self.catalogue.is_meta.any():
+            return self.catalogue.tensors
+        self._materialise()
+        return tuple(self._fresh.get(id(tensor), tensor) for tensor in self.catalogue.tensors)
 
     def _materialise(self) -> None:
         if self._fresh:
             return
-        metas = {id(entry.tensor): entry for entry in self.entries if entry.is_meta}
+        listed = self.catalogue
+        metas = {id(listed.tensors[position]): position for position in np.flatnonzero(listed.is_meta).tolist()}
+        kinds = {key: self._with_memory(listed.kind(position)) for key, position in metas.items()}
         if self._device.type != "cpu":
-            self._fresh = {key: _empty_like(entry, self._device) for key, entry in metas.items()}
+            try:
+                self._fresh = {key: _empty_of(kind) for key, kind in kinds.items()}
+            except torch.OutOfMemoryError as error:
+                nbytes = sum(kind.layout.nbytes for kind in kinds.values())
+                raise NoRoom(f"the model of {nbytes / 1e9:.1f} GB does not fit on '{self._device}': {error}") from error
             return
-        arena = HostArena(sum(aligned(entry.nbytes) for entry in metas.values()))
-        for key, entry in metas.items():
-            if not entry.nbytes:
-                self._fresh[key] = torch.empty(entry.shape, dtype=entry.tensor.dtype)
+        arena = HostArena(sum(aligned(kind.layout.nbytes) for kind in kinds.values()))
+        for key, kind in kinds.items():
+            if not kind.layout.nbytes:
+                self._fresh[key] = _empty_of(kind)
                 continue
-            block = torch.frombuffer(arena.take(entry.nbytes), dtype=entry.tensor.dtype)
-            self._fresh[key] = block.as_strided(entry.shape, _strides(entry))
+            block = torch.frombuffer(arena.take(kind.layout.nbytes), dtype=kind.dtype)
+            self._fresh[key] = block.as_strided(kind.layout.shape, kind.layout.strides)
 
     def _save_buffers(self) -> None:
         if not self._saved:
+            listed = self.catalogue
             self._saved = [
-                (entry.tensor, copyable(entry.tensor).clone())
-                for entry in self.entries
-                if not entry.persistent and not entry.is_meta
+                (listed.tensors[position], copyable(listed.tensors[position]).clone())
+                for position in np.flatnonzero(~listed.persistent & ~listed.is_meta).tolist()
             ]
 
 
@@ -147,23 +233,15 @@ def _index(device: torch.device) -> int | None:
     return torch.cuda.current_device() if device.index is None else device.index
 
 
-def _strides(entry: Entry) -> tuple[int, ...]:
-    """Return the strides that new memory for a meta tensor gets: its own, if they leave no gaps."""
-    permuted = not entry.tensor.is_contiguous() and is_dense(entry.tensor)
-    return tuple(entry.tensor.stride()) if permuted else contiguous_strides(entry.shape)
+def _empty_of(kind: Kind) -> torch.Tensor:
+    layout = kind.layout
+    return torch.empty_strided(layout.shape, layout.strides, dtype=kind.dtype, device=kind.device)
 
 
-def _empty_like(entry: Entry, device: torch.device) -> torch.Tensor:
-    return torch.empty_strided(entry.shape, _strides(entry), dtype=entry.tensor.dtype, device=device)
-
-
-def _same_order(tensor: torch.Tensor, strides: tuple[int, ...]) -> bool:
-    if tensor.is_conj() or tensor.is_neg():
-        return False
-    if tensor.stride() == strides:
-        return True
-    steps = zip(tensor.shape, tensor.stride(), strides, strict=True)
-    return all(size == 1 or own == other for size, own, other in steps)
+def _same_order(kind: Kind, layout: Layout) -> bool:
+    """Return whether the elements of a tensor lie in memory as a source's do."""
+    steps = zip(layout.shape, kind.layout.strides, layout.strides, strict=True)
+    return kind.is_dense and all(size == 1 or own == other for size, own, other in steps)
 
 
 def _replace(model: Model, fresh: dict[int, torch.Tensor]) -> None:

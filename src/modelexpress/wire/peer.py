@@ -1,41 +1,29 @@
 """Conversions between the messages of `modelexpress.peer.v1` and our own records."""
 
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
-from itertools import accumulate, chain, pairwise
-
-import numpy as np
-import numpy.typing as npt
+from dataclasses import dataclass, field
 
 from modelexpress.wire import peer_pb2 as pb
-from modelexpress.wire.records import FileSpec, ReaderStatus, TensorSpec, TransportOffer
-
-PAGE_TENSORS = 4096
-"""Tensors of one page of a manifest: with long names some 600 KB, far below the message limit of 4 MiB."""
-
-PAGE_DIGESTS = 1 << 17
-"""Digests of one page at most: 1 MiB of them."""
-
-PAGE_CHARACTERS = 1 << 19
-"""Characters of the names of one page at most; in UTF-8 a character has four bytes at most."""
+from modelexpress.wire.records import FileSpec, Member, ReaderStatus, TransportOffer
 
 BLOCK_BYTES = 1 << 20
 """A file travels in blocks of so many bytes."""
 
 
 MOST_TENSORS = 1 << 20
-MOST_DIMENSIONS = 64
-MOST_DIGESTS = 1 << 25
-MOST_MANIFEST_BYTES = 1 << 29
 MOST_REGIONS = 1 << 16
 MOST_TRANSPORTS = 16
 MOST_FILES = 1000
 MOST_FILE_BYTES = 1 << 30
 """What a source may say of itself, so that one that lies cannot fill its readers' memory. The files are those of one
-material together; 2^25 digests are those of 2 TiB in the smallest chunks."""
+material together."""
+
+MOST_MEMBERS = 64
+"""Workers that a question or an answer names at most, so that neither side can fill the other's memory."""
 
 _LONGEST_NAME = 256
-_BEYOND_EVERYTHING = 1 << 56
+_LONGEST_REASON = 1000
+BEYOND_EVERYTHING = 1 << 56
 """Sizes, strides and chunks below this stay within 64 bits when they are multiplied by the size of an element."""
 
 
@@ -58,12 +46,27 @@ class ManifestHead:
 
 @dataclass(frozen=True)
 class LeaseGrant:
-    """What a source answers to a reader it lets in."""
+    """What a source answers to a reader it lets in.
+
+    Args:
+        lease_id: The secret that transports ask for.
+        ttl_seconds: The lease ends when nothing is heard of the reader for so long.
+        manifest: What there is to read.
+        transports: How.
+        verified_chunks: Leading chunks that can be read now. A source that is still receiving has fewer than all.
+        bytes_per_second: How fast the reader may read; 0: as fast as it can.
+        above: Whom to ask when the source is gone: those that it gets its own bytes from, nearest first.
+        pages: The pages of the manifest, where they came along.
+    """
 
     lease_id: str
     ttl_seconds: float
     manifest: ManifestHead
     transports: tuple[TransportOffer, ...]
+    verified_chunks: int = 0
+    bytes_per_second: int = 0
+    above: tuple[Member, ...] = ()
+    pages: tuple[pb.ManifestPage, ...] = field(default=(), repr=False)
 
 
 def grant_to_message(grant: LeaseGrant) -> pb.AcquireLeaseResponse:
@@ -81,7 +84,12 @@ def grant_to_message(grant: LeaseGrant) -> pb.AcquireLeaseResponse:
             region_bytes=head.region_bytes,
             files=[pb.FileInfo(path=f.path, bytes=f.nbytes, sha256=f.sha256) for f in head.files],
         ),
-        transports=[pb.TransportOffer(name=o.name, descriptor=o.descriptor) for o in grant.transports],
+        transports=[
+            pb.TransportOffer(name=o.name, descriptor=o.descriptor, refused=o.refused) for o in grant.transports
+        ],
+        verified_chunks=grant.verified_chunks,
+        bytes_per_second=grant.bytes_per_second,
+        above=members_to_messages(grant.above),
     )
 
 
@@ -109,7 +117,11 @@ def grant_from_message(message: pb.AcquireLeaseResponse) -> LeaseGrant:
             region_bytes=tuple(head.region_bytes),
             files=tuple(FileSpec(f.path, f.bytes, f.sha256) for f in head.files),
         ),
-        transports=tuple(TransportOffer(o.name, o.descriptor) for o in message.transports),
+        transports=tuple(TransportOffer(o.name, o.descriptor, o.refused[:_LONGEST_REASON]) for o in message.transports),
+        verified_chunks=message.verified_chunks,
+        bytes_per_second=message.bytes_per_second,
+        above=members_from_messages(message.above),
+        pages=tuple(message.pages),
     )
 
 
@@ -119,7 +131,7 @@ def _check_head(head: pb.ManifestHeader) -> None:
         ("regions", len(head.region_bytes), MOST_REGIONS),
         ("files", len(head.files), MOST_FILES),
         ("bytes in files", sum(file.bytes for file in head.files), MOST_FILE_BYTES),
-        ("bytes in a chunk", head.chunk_bytes, _BEYOND_EVERYTHING),
+        ("bytes in a chunk", head.chunk_bytes, BEYOND_EVERYTHING),
     )
     for what, number, most in counts:
         if number > most:
@@ -128,101 +140,22 @@ def _check_head(head: pb.ManifestHeader) -> None:
         raise MessageInvalid("chunks of no bytes")
 
 
-def manifest_pages(
-    tensors: Sequence[TensorSpec], digests: npt.NDArray[np.uint64], chunk_starts: npt.NDArray[np.int64]
-) -> Iterator[pb.ManifestPage]:
-    """Yield a manifest's tensors in pages.
-
-    Args:
-        tensors: All tensors.
-        digests: The digests of all chunks, in order.
-        chunk_starts: For each tensor the index of its first digest, and the end of the last.
-    """
-    text_starts = np.cumsum([0, *(len(tensor.name) for tensor in tensors)])
-    start = 0
-    while start < len(tensors):
-        ends = (_reach(chunk_starts, start, PAGE_DIGESTS), _reach(text_starts, start, PAGE_CHARACTERS))
-        end = min(start + PAGE_TENSORS, len(tensors), *ends)
-        yield _page(tensors[start:end], digests[chunk_starts[start] : chunk_starts[end]])
-        start = end
+def members_to_messages(members: Iterable[Member]) -> list[pb.Member]:
+    """Return workers that may be asked."""
+    return [pb.Member(worker_id=member.worker_id, endpoint=member.endpoint) for member in members]
 
 
-def _reach(starts: npt.NDArray[np.int64], first: int, most: int) -> int:
-    """Return the end of the tensors from `first` on that have at most `most` of something together; at least one."""
-    return max(int(np.searchsorted(starts, starts[first] + most, side="right")) - 1, first + 1)
-
-
-def _page(tensors: Sequence[TensorSpec], digests: npt.NDArray[np.uint64]) -> pb.ManifestPage:
-    dtypes = {dtype: index for index, dtype in enumerate(dict.fromkeys(t.dtype for t in tensors))}
-    return pb.ManifestPage(
-        names=[t.name for t in tensors],
-        dtypes=list(dtypes),
-        dtype_index=[dtypes[t.dtype] for t in tensors],
-        ranks=[len(t.shape) for t in tensors],
-        sizes=[size for t in tensors for size in t.shape],
-        strides=[stride for t in tensors for stride in t.strides],
-        regions=[t.region for t in tensors],
-        offsets=[t.offset for t in tensors],
-        bytes=[t.nbytes for t in tensors],
-        digests=digests.tolist(),
-        transient=[position for position, t in enumerate(tensors) if not t.persistent],
-    )
-
-
-def read_pages(
-    pages: Iterable[pb.ManifestPage], head: ManifestHead
-) -> tuple[tuple[TensorSpec, ...], npt.NDArray[np.uint64]]:
-    """Return the tensors and the digests of a manifest's pages, taking no more of them than the head announced.
+def members_from_messages(messages: Sequence[pb.Member]) -> tuple[Member, ...]:
+    """Return workers that may be asked.
 
     Raises:
-        MessageInvalid: The columns of a page do not fit together, or the pages not to the head.
+        MessageInvalid: They are more, or have longer names, than any honest source says.
     """
-    tensors: list[TensorSpec] = []
-    digests = [np.empty(0, np.uint64)]
-    count = nbytes = 0
-    for page in pages:
-        nbytes += page.ByteSize()
-        if not page.names:
-            raise MessageInvalid("a manifest page without tensors")
-        found = list(_page_tensors(page))
-        chunks = sum(-(-tensor.nbytes // head.chunk_bytes) for tensor in found)
-        tensors += found
-        count += chunks
-        if len(tensors) > head.tensor_count or count > MOST_DIGESTS or nbytes > MOST_MANIFEST_BYTES:
-            raise MessageInvalid(
-                f"{len(tensors)} tensors in {count} chunks, described in {nbytes} bytes; the limits are "
-                f"{head.tensor_count}, {MOST_DIGESTS} and {MOST_MANIFEST_BYTES}"
-            )
-        if chunks != len(page.digests):
-            raise MessageInvalid(f"a manifest page has {len(page.digests)} digests for {chunks} chunks")
-        digests.append(np.fromiter(page.digests, np.uint64, chunks))
-    if len(tensors) != head.tensor_count:
-        raise MessageInvalid(f"{head.tensor_count} tensors were announced, {len(tensors)} came")
-    return tuple(tensors), np.concatenate(digests)
-
-
-def _page_tensors(page: pb.ManifestPage) -> Iterator[TensorSpec]:
-    columns = (page.dtype_index, page.ranks, page.regions, page.offsets, page.bytes)
-    if any(len(column) != len(page.names) for column in columns):
-        raise MessageInvalid("the columns of a manifest page have different lengths")
-    if max(page.ranks, default=0) > MOST_DIMENSIONS:
-        raise MessageInvalid(f"a tensor of {max(page.ranks)} dimensions; the limit is {MOST_DIMENSIONS}")
-    if max(chain(page.sizes, page.strides), default=0) >= _BEYOND_EVERYTHING:
-        raise MessageInvalid("a tensor has a size or a stride that no memory holds")
-    if not len(page.sizes) == len(page.strides) == sum(page.ranks):
-        raise MessageInvalid("a manifest page has sizes or strides for other ranks than it names")
-    if any(index >= len(page.dtypes) for index in page.dtype_index):
-        raise MessageInvalid("a manifest page names a dtype that it does not list")
-    if any(position >= len(page.names) for position in page.transient):
-        raise MessageInvalid("a manifest page says of a tensor that it does not list that it is transient")
-    dtypes, sizes, strides = list(page.dtypes), list(page.sizes), list(page.strides)
-    bounds = pairwise(accumulate(page.ranks, initial=0))
-    rows = zip(page.names, page.dtype_index, bounds, page.regions, page.offsets, page.bytes, strict=True)
-    transient = frozenset(page.transient)
-    for position, (name, dtype, (start, end), region, offset, nbytes) in enumerate(rows):
-        shape, steps = tuple(sizes[start:end]), tuple(strides[start:end])
-        persistent = position not in transient
-        yield TensorSpec(name, dtypes[dtype], shape, steps, region, offset, nbytes, persistent)
+    if len(messages) > MOST_MEMBERS:
+        raise MessageInvalid(f"{len(messages)} workers to ask; the limit is {MOST_MEMBERS}")
+    if any(max(len(message.worker_id), len(message.endpoint)) > _LONGEST_NAME for message in messages):
+        raise MessageInvalid(f"a worker to ask has a name of more than {_LONGEST_NAME} characters")
+    return tuple(Member(message.worker_id, message.endpoint) for message in messages)
 
 
 def file_blocks(data: bytes) -> Iterator[pb.FileBlock]:
@@ -242,6 +175,7 @@ def readers_to_message(readers: Iterable[ReaderStatus]) -> pb.ListReadersRespons
                 verified_bytes=r.verified_bytes,
                 total_bytes=r.total_bytes,
                 seconds=r.seconds,
+                endpoint=r.endpoint,
             )
             for r in readers
         ]
@@ -251,6 +185,6 @@ def readers_to_message(readers: Iterable[ReaderStatus]) -> pb.ListReadersRespons
 def readers_from_message(message: pb.ListReadersResponse) -> list[ReaderStatus]:
     """Return who reads from a source."""
     return [
-        ReaderStatus(r.source_id, r.reader_id, r.reader_host, r.verified_bytes, r.total_bytes, r.seconds)
+        ReaderStatus(r.source_id, r.reader_id, r.reader_host, r.verified_bytes, r.total_bytes, r.seconds, r.endpoint)
         for r in message.readers
     ]

@@ -24,45 +24,51 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1cmodelexpress/wire/peer.proto\x12\x14modelexpress.peer.v1\"c\n\x13\x41\x63quireLeaseRequest\x12\x11\n\tsource_id\x18\x01 \x01(\t\x12\x11\n\tworker_id\x18\x02 \x01(\t\x12\x11\n\treader_id\x18\x03 \x01(\t\x12\x13\n\x0breader_host\x18\x04 \x01(\t\"\xaf\x01\n\x14\x41\x63quireLeaseResponse\x12\x10\n\x08lease_id\x18\x01 \x01(\t\x12\x13\n\x0bttl_seconds\x18\x02 \x01(\x01\x12\x36\n\x08manifest\x18\x03 \x01(\x0b\x32$.modelexpress.peer.v1.ManifestHeader\x12\x38\n\ntransports\x18\x04 \x03(\x0b\x32$.modelexpress.peer.v1.TransportOffer\"2\n\x0eTransportOffer\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x12\n\ndescriptor\x18\x02 \x01(\x0c\"\xbe\x01\n\x0eManifestHeader\x12\r\n\x05scope\x18\x01 \x01(\t\x12\x18\n\x10\x64igest_algorithm\x18\x02 \x01(\t\x12\x13\n\x0b\x63hunk_bytes\x18\x03 \x01(\x04\x12\x14\n\x0ctensor_count\x18\x04 \x01(\r\x12\x13\n\x0btotal_bytes\x18\x05 \x01(\x04\x12\x14\n\x0cregion_bytes\x18\x06 \x03(\x04\x12-\n\x05\x66iles\x18\x07 \x03(\x0b\x32\x1e.modelexpress.peer.v1.FileInfo\"7\n\x08\x46ileInfo\x12\x0c\n\x04path\x18\x01 \x01(\t\x12\r\n\x05\x62ytes\x18\x02 \x01(\x04\x12\x0e\n\x06sha256\x18\x03 \x01(\t\"\'\n\x13ReadManifestRequest\x12\x10\n\x08lease_id\x18\x01 \x01(\t\"\xc6\x01\n\x0cManifestPage\x12\r\n\x05names\x18\x01 \x03(\t\x12\x0e\n\x06\x64types\x18\x02 \x03(\t\x12\x13\n\x0b\x64type_index\x18\x03 \x03(\r\x12\r\n\x05ranks\x18\x04 \x03(\r\x12\r\n\x05sizes\x18\x05 \x03(\x04\x12\x0f\n\x07strides\x18\x06 \x03(\x04\x12\x0f\n\x07regions\x18\x07 \x03(\r\x12\x0f\n\x07offsets\x18\x08 \x03(\x04\x12\r\n\x05\x62ytes\x18\t \x03(\x04\x12\x0f\n\x07\x64igests\x18\n \x03(\x06\x12\x11\n\ttransient\x18\x0b \x03(\r\"1\n\x0fReadFileRequest\x12\x10\n\x08lease_id\x18\x01 \x01(\t\x12\x0c\n\x04path\x18\x02 \x01(\t\"\x19\n\tFileBlock\x12\x0c\n\x04\x64\x61ta\x18\x01 \x01(\x0c\"A\n\x15ReportProgressRequest\x12\x10\n\x08lease_id\x18\x01 \x01(\t\x12\x16\n\x0everified_bytes\x18\x02 \x01(\x04\"-\n\x16ReportProgressResponse\x12\x13\n\x0bttl_seconds\x18\x01 \x01(\x01\"\'\n\x13ReleaseLeaseRequest\x12\x10\n\x08lease_id\x18\x01 \x01(\t\"\x16\n\x14ReleaseLeaseResponse\"\'\n\x12ListReadersRequest\x12\x11\n\tsource_id\x18\x01 \x01(\t\"D\n\x13ListReadersResponse\x12-\n\x07readers\x18\x01 \x03(\x0b\x32\x1c.modelexpress.peer.v1.Reader\"\x81\x01\n\x06Reader\x12\x11\n\tsource_id\x18\x01 \x01(\t\x12\x11\n\treader_id\x18\x02 \x01(\t\x12\x13\n\x0breader_host\x18\x03 \x01(\t\x12\x16\n\x0everified_bytes\x18\x04 \x01(\x04\x12\x13\n\x0btotal_bytes\x18\x05 \x01(\x04\x12\x0f\n\x07seconds\x18\x06 \x01(\x01\x32\xe3\x04\n\x0bPeerService\x12\x65\n\x0c\x41\x63quireLease\x12).modelexpress.peer.v1.AcquireLeaseRequest\x1a*.modelexpress.peer.v1.AcquireLeaseResponse\x12_\n\x0cReadManifest\x12).modelexpress.peer.v1.ReadManifestRequest\x1a\".modelexpress.peer.v1.ManifestPage0\x01\x12T\n\x08ReadFile\x12%.modelexpress.peer.v1.ReadFileRequest\x1a\x1f.modelexpress.peer.v1.FileBlock0\x01\x12k\n\x0eReportProgress\x12+.modelexpress.peer.v1.ReportProgressRequest\x1a,.modelexpress.peer.v1.ReportProgressResponse\x12\x65\n\x0cReleaseLease\x12).modelexpress.peer.v1.ReleaseLeaseRequest\x1a*.modelexpress.peer.v1.ReleaseLeaseResponse\x12\x62\n\x0bListReaders\x12(.modelexpress.peer.v1.ListReadersRequest\x1a).modelexpress.peer.v1.ListReadersResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1cmodelexpress/wire/peer.proto\x12\x14modelexpress.peer.v1\"\xb7\x01\n\x13\x41\x63quireLeaseRequest\x12\x11\n\tsource_id\x18\x01 \x01(\t\x12\x11\n\tworker_id\x18\x02 \x01(\t\x12\x11\n\treader_id\x18\x03 \x01(\t\x12\x13\n\x0breader_host\x18\x04 \x01(\t\x12\x17\n\x0freader_endpoint\x18\x05 \x01(\t\x12\x17\n\x0fverified_chunks\x18\x06 \x01(\x04\x12\x11\n\treturning\x18\x07 \x01(\x08\x12\r\n\x05\x61void\x18\x08 \x03(\t\"-\n\x06Member\x12\x11\n\tworker_id\x18\x01 \x01(\t\x12\x10\n\x08\x65ndpoint\x18\x02 \x01(\t\"\xf2\x02\n\x14\x41\x63quireLeaseResponse\x12\x10\n\x08lease_id\x18\x01 \x01(\t\x12\x13\n\x0bttl_seconds\x18\x02 \x01(\x01\x12\x36\n\x08manifest\x18\x03 \x01(\x0b\x32$.modelexpress.peer.v1.ManifestHeader\x12\x38\n\ntransports\x18\x04 \x03(\x0b\x32$.modelexpress.peer.v1.TransportOffer\x12.\n\x08redirect\x18\x05 \x03(\x0b\x32\x1c.modelexpress.peer.v1.Member\x12\x17\n\x0fverified_chunks\x18\x06 \x01(\x04\x12\x18\n\x10\x62ytes_per_second\x18\x07 \x01(\x04\x12+\n\x05\x61\x62ove\x18\x08 \x03(\x0b\x32\x1c.modelexpress.peer.v1.Member\x12\x31\n\x05pages\x18\t \x03(\x0b\x32\".modelexpress.peer.v1.ManifestPage\"C\n\x0eTransportOffer\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x12\n\ndescriptor\x18\x02 \x01(\x0c\x12\x0f\n\x07refused\x18\x03 \x01(\t\"\xbe\x01\n\x0eManifestHeader\x12\r\n\x05scope\x18\x01 \x01(\t\x12\x18\n\x10\x64igest_algorithm\x18\x02 \x01(\t\x12\x13\n\x0b\x63hunk_bytes\x18\x03 \x01(\x04\x12\x14\n\x0ctensor_count\x18\x04 \x01(\r\x12\x13\n\x0btotal_bytes\x18\x05 \x01(\x04\x12\x14\n\x0cregion_bytes\x18\x06 \x03(\x04\x12-\n\x05\x66iles\x18\x07 \x03(\x0b\x32\x1e.modelexpress.peer.v1.FileInfo\"7\n\x08\x46ileInfo\x12\x0c\n\x04path\x18\x01 \x01(\t\x12\r\n\x05\x62ytes\x18\x02 \x01(\x04\x12\x0e\n\x06sha256\x18\x03 \x01(\t\"\'\n\x13ReadManifestRequest\x12\x10\n\x08lease_id\x18\x01 \x01(\t\"\xc2\x01\n\x0cManifestPage\x12\r\n\x05names\x18\x01 \x03(\t\x12\x0f\n\x07layouts\x18\x02 \x01(\x0c\x12\x0f\n\x07regions\x18\x03 \x01(\x0c\x12\x0f\n\x07offsets\x18\x04 \x01(\x0c\x12\x0f\n\x07\x64igests\x18\x05 \x01(\x0c\x12\x11\n\ttransient\x18\x06 \x01(\x0c\x12\x0e\n\x06\x64types\x18\x07 \x03(\t\x12\r\n\x05\x62ytes\x18\x08 \x03(\x04\x12\r\n\x05ranks\x18\t \x03(\r\x12\r\n\x05sizes\x18\n \x03(\x04\x12\x0f\n\x07strides\x18\x0b \x03(\x04\"1\n\x0fReadFileRequest\x12\x10\n\x08lease_id\x18\x01 \x01(\t\x12\x0c\n\x04path\x18\x02 \x01(\t\"\x19\n\tFileBlock\x12\x0c\n\x04\x64\x61ta\x18\x01 \x01(\x0c\"Z\n\x15ReportProgressRequest\x12\x10\n\x08lease_id\x18\x01 \x01(\t\x12\x16\n\x0everified_bytes\x18\x02 \x01(\x04\x12\x17\n\x0fverified_chunks\x18\x03 \x01(\x04\"G\n\x16ReportProgressResponse\x12\x13\n\x0bttl_seconds\x18\x01 \x01(\x01\x12\x18\n\x10\x62ytes_per_second\x18\x02 \x01(\x04\"\'\n\x13\x46ollowPrefixRequest\x12\x10\n\x08lease_id\x18\x01 \x01(\t\"\'\n\x0cPrefixUpdate\x12\x17\n\x0fverified_chunks\x18\x01 \x01(\x04\"\'\n\x13ReleaseLeaseRequest\x12\x10\n\x08lease_id\x18\x01 \x01(\t\"\x16\n\x14ReleaseLeaseResponse\"\'\n\x12ListReadersRequest\x12\x11\n\tsource_id\x18\x01 \x01(\t\"D\n\x13ListReadersResponse\x12-\n\x07readers\x18\x01 \x03(\x0b\x32\x1c.modelexpress.peer.v1.Reader\"\x93\x01\n\x06Reader\x12\x11\n\tsource_id\x18\x01 \x01(\t\x12\x11\n\treader_id\x18\x02 \x01(\t\x12\x13\n\x0breader_host\x18\x03 \x01(\t\x12\x16\n\x0everified_bytes\x18\x04 \x01(\x04\x12\x13\n\x0btotal_bytes\x18\x05 \x01(\x04\x12\x0f\n\x07seconds\x18\x06 \x01(\x01\x12\x10\n\x08\x65ndpoint\x18\x07 \x01(\t2\xc4\x05\n\x0bPeerService\x12\x65\n\x0c\x41\x63quireLease\x12).modelexpress.peer.v1.AcquireLeaseRequest\x1a*.modelexpress.peer.v1.AcquireLeaseResponse\x12_\n\x0cReadManifest\x12).modelexpress.peer.v1.ReadManifestRequest\x1a\".modelexpress.peer.v1.ManifestPage0\x01\x12T\n\x08ReadFile\x12%.modelexpress.peer.v1.ReadFileRequest\x1a\x1f.modelexpress.peer.v1.FileBlock0\x01\x12k\n\x0eReportProgress\x12+.modelexpress.peer.v1.ReportProgressRequest\x1a,.modelexpress.peer.v1.ReportProgressResponse\x12\x65\n\x0cReleaseLease\x12).modelexpress.peer.v1.ReleaseLeaseRequest\x1a*.modelexpress.peer.v1.ReleaseLeaseResponse\x12_\n\x0c\x46ollowPrefix\x12).modelexpress.peer.v1.FollowPrefixRequest\x1a\".modelexpress.peer.v1.PrefixUpdate0\x01\x12\x62\n\x0bListReaders\x12(.modelexpress.peer.v1.ListReadersRequest\x1a).modelexpress.peer.v1.ListReadersResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'modelexpress.wire.peer_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_ACQUIRELEASEREQUEST']._serialized_start=54
-  _globals['_ACQUIRELEASEREQUEST']._serialized_end=153
-  _globals['_ACQUIRELEASERESPONSE']._serialized_start=156
-  _globals['_ACQUIRELEASERESPONSE']._serialized_end=331
-  _globals['_TRANSPORTOFFER']._serialized_start=333
-  _globals['_TRANSPORTOFFER']._serialized_end=383
-  _globals['_MANIFESTHEADER']._serialized_start=386
-  _globals['_MANIFESTHEADER']._serialized_end=576
-  _globals['_FILEINFO']._serialized_start=578
-  _globals['_FILEINFO']._serialized_end=633
-  _globals['_READMANIFESTREQUEST']._serialized_start=635
-  _globals['_READMANIFESTREQUEST']._serialized_end=674
-  _globals['_MANIFESTPAGE']._serialized_start=677
-  _globals['_MANIFESTPAGE']._serialized_end=875
-  _globals['_READFILEREQUEST']._serialized_start=877
-  _globals['_READFILEREQUEST']._serialized_end=926
-  _globals['_FILEBLOCK']._serialized_start=928
-  _globals['_FILEBLOCK']._serialized_end=953
-  _globals['_REPORTPROGRESSREQUEST']._serialized_start=955
-  _globals['_REPORTPROGRESSREQUEST']._serialized_end=1020
-  _globals['_REPORTPROGRESSRESPONSE']._serialized_start=1022
-  _globals['_REPORTPROGRESSRESPONSE']._serialized_end=1067
-  _globals['_RELEASELEASEREQUEST']._serialized_start=1069
-  _globals['_RELEASELEASEREQUEST']._serialized_end=1108
-  _globals['_RELEASELEASERESPONSE']._serialized_start=1110
-  _globals['_RELEASELEASERESPONSE']._serialized_end=1132
-  _globals['_LISTREADERSREQUEST']._serialized_start=1134
-  _globals['_LISTREADERSREQUEST']._serialized_end=1173
-  _globals['_LISTREADERSRESPONSE']._serialized_start=1175
-  _globals['_LISTREADERSRESPONSE']._serialized_end=1243
-  _globals['_READER']._serialized_start=1246
-  _globals['_READER']._serialized_end=1375
-  _globals['_PEERSERVICE']._serialized_start=1378
-  _globals['_PEERSERVICE']._serialized_end=1989
+  _globals['_ACQUIRELEASEREQUEST']._serialized_start=55
+  _globals['_ACQUIRELEASEREQUEST']._serialized_end=238
+  _globals['_MEMBER']._serialized_start=240
+  _globals['_MEMBER']._serialized_end=285
+  _globals['_ACQUIRELEASERESPONSE']._serialized_start=288
+  _globals['_ACQUIRELEASERESPONSE']._serialized_end=658
+  _globals['_TRANSPORTOFFER']._serialized_start=660
+  _globals['_TRANSPORTOFFER']._serialized_end=727
+  _globals['_MANIFESTHEADER']._serialized_start=730
+  _globals['_MANIFESTHEADER']._serialized_end=920
+  _globals['_FILEINFO']._serialized_start=922
+  _globals['_FILEINFO']._serialized_end=977
+  _globals['_READMANIFESTREQUEST']._serialized_start=979
+  _globals['_READMANIFESTREQUEST']._serialized_end=1018
+  _globals['_MANIFESTPAGE']._serialized_start=1021
+  _globals['_MANIFESTPAGE']._serialized_end=1215
+  _globals['_READFILEREQUEST']._serialized_start=1217
+  _globals['_READFILEREQUEST']._serialized_end=1266
+  _globals['_FILEBLOCK']._serialized_start=1268
+  _globals['_FILEBLOCK']._serialized_end=1293
+  _globals['_REPORTPROGRESSREQUEST']._serialized_start=1295
+  _globals['_REPORTPROGRESSREQUEST']._serialized_end=1385
+  _globals['_REPORTPROGRESSRESPONSE']._serialized_start=1387
+  _globals['_REPORTPROGRESSRESPONSE']._serialized_end=1458
+  _globals['_FOLLOWPREFIXREQUEST']._serialized_start=1460
+  _globals['_FOLLOWPREFIXREQUEST']._serialized_end=1499
+  _globals['_PREFIXUPDATE']._serialized_start=1501
+  _globals['_PREFIXUPDATE']._serialized_end=1540
+  _globals['_RELEASELEASEREQUEST']._serialized_start=1542
+  _globals['_RELEASELEASEREQUEST']._serialized_end=1581
+  _globals['_RELEASELEASERESPONSE']._serialized_start=1583
+  _globals['_RELEASELEASERESPONSE']._serialized_end=1605
+  _globals['_LISTREADERSREQUEST']._serialized_start=1607
+  _globals['_LISTREADERSREQUEST']._serialized_end=1646
+  _globals['_LISTREADERSRESPONSE']._serialized_start=1648
+  _globals['_LISTREADERSRESPONSE']._serialized_end=1716
+  _globals['_READER']._serialized_start=1719
+  _globals['_READER']._serialized_end=1866
+  _globals['_PEERSERVICE']._serialized_start=1869
+  _globals['_PEERSERVICE']._serialized_end=2577
 # @@protoc_insertion_point(module_scope)

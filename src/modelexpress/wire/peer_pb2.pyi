@@ -26,12 +26,26 @@ class AcquireLeaseRequest(google.protobuf.message.Message):
     WORKER_ID_FIELD_NUMBER: builtins.int
     READER_ID_FIELD_NUMBER: builtins.int
     READER_HOST_FIELD_NUMBER: builtins.int
+    READER_ENDPOINT_FIELD_NUMBER: builtins.int
+    VERIFIED_CHUNKS_FIELD_NUMBER: builtins.int
+    RETURNING_FIELD_NUMBER: builtins.int
+    AVOID_FIELD_NUMBER: builtins.int
     source_id: builtins.str
     worker_id: builtins.str
     """A worker that is not this one answers FAILED_PRECONDITION: ports are used again."""
     reader_id: builtins.str
     """The reader's own worker id and host name, for people who watch."""
     reader_host: builtins.str
+    reader_endpoint: builtins.str
+    """HOST:PORT at which the reader passes on what it has verified while it is still receiving; empty: it does not."""
+    verified_chunks: builtins.int
+    """How many leading chunks it has, verified."""
+    returning: builtins.bool
+    """It lost the source that it read from."""
+    @property
+    def avoid(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.str]:
+        """Worker ids of those that it got nothing from."""
+
     def __init__(
         self,
         *,
@@ -39,10 +53,34 @@ class AcquireLeaseRequest(google.protobuf.message.Message):
         worker_id: builtins.str = ...,
         reader_id: builtins.str = ...,
         reader_host: builtins.str = ...,
+        reader_endpoint: builtins.str = ...,
+        verified_chunks: builtins.int = ...,
+        returning: builtins.bool = ...,
+        avoid: collections.abc.Iterable[builtins.str] | None = ...,
     ) -> None: ...
-    def ClearField(self, field_name: typing.Literal["reader_host", b"reader_host", "reader_id", b"reader_id", "source_id", b"source_id", "worker_id", b"worker_id"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["avoid", b"avoid", "reader_endpoint", b"reader_endpoint", "reader_host", b"reader_host", "reader_id", b"reader_id", "returning", b"returning", "source_id", b"source_id", "verified_chunks", b"verified_chunks", "worker_id", b"worker_id"]) -> None: ...
 
 Global___AcquireLeaseRequest: typing_extensions.TypeAlias = AcquireLeaseRequest
+
+@typing.final
+class Member(google.protobuf.message.Message):
+    """Somebody to ask for a lease."""
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    WORKER_ID_FIELD_NUMBER: builtins.int
+    ENDPOINT_FIELD_NUMBER: builtins.int
+    worker_id: builtins.str
+    endpoint: builtins.str
+    def __init__(
+        self,
+        *,
+        worker_id: builtins.str = ...,
+        endpoint: builtins.str = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["endpoint", b"endpoint", "worker_id", b"worker_id"]) -> None: ...
+
+Global___Member: typing_extensions.TypeAlias = Member
 
 @typing.final
 class AcquireLeaseResponse(google.protobuf.message.Message):
@@ -52,14 +90,35 @@ class AcquireLeaseResponse(google.protobuf.message.Message):
     TTL_SECONDS_FIELD_NUMBER: builtins.int
     MANIFEST_FIELD_NUMBER: builtins.int
     TRANSPORTS_FIELD_NUMBER: builtins.int
+    REDIRECT_FIELD_NUMBER: builtins.int
+    VERIFIED_CHUNKS_FIELD_NUMBER: builtins.int
+    BYTES_PER_SECOND_FIELD_NUMBER: builtins.int
+    ABOVE_FIELD_NUMBER: builtins.int
+    PAGES_FIELD_NUMBER: builtins.int
     lease_id: builtins.str
     ttl_seconds: builtins.float
     """The lease ends when nothing is heard of the reader for so long."""
+    verified_chunks: builtins.int
+    """Leading chunks that can be read. Where these are not all, the worker is still receiving: see FollowPrefix."""
+    bytes_per_second: builtins.int
+    """How fast the reader may read; 0: as fast as it can."""
     @property
     def manifest(self) -> Global___ManifestHeader: ...
     @property
     def transports(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[Global___TransportOffer]:
         """Every transport this worker offers; the reader takes the first that works on its side."""
+
+    @property
+    def redirect(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[Global___Member]:
+        """In place of everything else: this worker is full, ask these, in this order."""
+
+    @property
+    def above(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[Global___Member]:
+        """Whom to ask when this worker is gone: those that it gets its own bytes from, nearest first."""
+
+    @property
+    def pages(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[Global___ManifestPage]:
+        """The whole manifest, where it is small; else it is read by ReadManifest."""
 
     def __init__(
         self,
@@ -68,9 +127,14 @@ class AcquireLeaseResponse(google.protobuf.message.Message):
         ttl_seconds: builtins.float = ...,
         manifest: Global___ManifestHeader | None = ...,
         transports: collections.abc.Iterable[Global___TransportOffer] | None = ...,
+        redirect: collections.abc.Iterable[Global___Member] | None = ...,
+        verified_chunks: builtins.int = ...,
+        bytes_per_second: builtins.int = ...,
+        above: collections.abc.Iterable[Global___Member] | None = ...,
+        pages: collections.abc.Iterable[Global___ManifestPage] | None = ...,
     ) -> None: ...
     def HasField(self, field_name: typing.Literal["manifest", b"manifest"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["lease_id", b"lease_id", "manifest", b"manifest", "transports", b"transports", "ttl_seconds", b"ttl_seconds"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["above", b"above", "bytes_per_second", b"bytes_per_second", "lease_id", b"lease_id", "manifest", b"manifest", "pages", b"pages", "redirect", b"redirect", "transports", b"transports", "ttl_seconds", b"ttl_seconds", "verified_chunks", b"verified_chunks"]) -> None: ...
 
 Global___AcquireLeaseResponse: typing_extensions.TypeAlias = AcquireLeaseResponse
 
@@ -80,16 +144,20 @@ class TransportOffer(google.protobuf.message.Message):
 
     NAME_FIELD_NUMBER: builtins.int
     DESCRIPTOR_FIELD_NUMBER: builtins.int
+    REFUSED_FIELD_NUMBER: builtins.int
     name: builtins.str
     descriptor: builtins.bytes
     """Meant for the transport of that name alone."""
+    refused: builtins.str
+    """Why this transport does not take the memory, for people; it is no offer then."""
     def __init__(
         self,
         *,
         name: builtins.str = ...,
         descriptor: builtins.bytes = ...,
+        refused: builtins.str = ...,
     ) -> None: ...
-    def ClearField(self, field_name: typing.Literal["descriptor", b"descriptor", "name", b"name"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["descriptor", b"descriptor", "name", b"name", "refused", b"refused"]) -> None: ...
 
 Global___TransportOffer: typing_extensions.TypeAlias = TransportOffer
 
@@ -171,67 +239,64 @@ Global___ReadManifestRequest: typing_extensions.TypeAlias = ReadManifestRequest
 
 @typing.final
 class ManifestPage(google.protobuf.message.Message):
-    """Columns, not records: tens of thousands of tensors parse in milliseconds."""
+    """Columns, not records: tens of thousands of tensors are read in milliseconds. Columns of type `bytes` hold integers, of
+    the width that is given, little-endian, one after the other.
+    """
 
     DESCRIPTOR: google.protobuf.descriptor.Descriptor
 
     NAMES_FIELD_NUMBER: builtins.int
+    LAYOUTS_FIELD_NUMBER: builtins.int
+    REGIONS_FIELD_NUMBER: builtins.int
+    OFFSETS_FIELD_NUMBER: builtins.int
+    DIGESTS_FIELD_NUMBER: builtins.int
+    TRANSIENT_FIELD_NUMBER: builtins.int
     DTYPES_FIELD_NUMBER: builtins.int
-    DTYPE_INDEX_FIELD_NUMBER: builtins.int
+    BYTES_FIELD_NUMBER: builtins.int
     RANKS_FIELD_NUMBER: builtins.int
     SIZES_FIELD_NUMBER: builtins.int
     STRIDES_FIELD_NUMBER: builtins.int
-    REGIONS_FIELD_NUMBER: builtins.int
-    OFFSETS_FIELD_NUMBER: builtins.int
-    BYTES_FIELD_NUMBER: builtins.int
-    DIGESTS_FIELD_NUMBER: builtins.int
-    TRANSIENT_FIELD_NUMBER: builtins.int
+    layouts: builtins.bytes
+    """For each tensor the number (32 bits) of its layout on this page."""
+    regions: builtins.bytes
+    """For each tensor its region (32 bits) and where it begins there (64 bits)."""
+    offsets: builtins.bytes
+    digests: builtins.bytes
+    """The digests (64 bits) of all chunks of the first tensor, then of the second, and so on."""
+    transient: builtins.bytes
+    """Positions on this page (32 bits) of the tensors that a checkpoint leaves out."""
     @property
     def names(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.str]: ...
     @property
     def dtypes(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.str]:
-        """The dtypes of this page, and for each tensor an index into them."""
+        """The layouts: dtype, size of a tensor in bytes, number of dimensions; sizes and strides (in elements) follow one
+        another.
+        """
 
     @property
-    def dtype_index(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.int]: ...
+    def bytes(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.int]: ...
     @property
-    def ranks(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.int]:
-        """Number of dimensions of each tensor; sizes and strides (in elements) follow one another."""
-
+    def ranks(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.int]: ...
     @property
     def sizes(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.int]: ...
     @property
     def strides(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.int]: ...
-    @property
-    def regions(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.int]: ...
-    @property
-    def offsets(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.int]: ...
-    @property
-    def bytes(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.int]: ...
-    @property
-    def digests(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.int]:
-        """The digests of all chunks of the first tensor, then of the second, and so on."""
-
-    @property
-    def transient(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.int]:
-        """Indices of the tensors that a checkpoint leaves out."""
-
     def __init__(
         self,
         *,
         names: collections.abc.Iterable[builtins.str] | None = ...,
+        layouts: builtins.bytes = ...,
+        regions: builtins.bytes = ...,
+        offsets: builtins.bytes = ...,
+        digests: builtins.bytes = ...,
+        transient: builtins.bytes = ...,
         dtypes: collections.abc.Iterable[builtins.str] | None = ...,
-        dtype_index: collections.abc.Iterable[builtins.int] | None = ...,
+        bytes: collections.abc.Iterable[builtins.int] | None = ...,
         ranks: collections.abc.Iterable[builtins.int] | None = ...,
         sizes: collections.abc.Iterable[builtins.int] | None = ...,
         strides: collections.abc.Iterable[builtins.int] | None = ...,
-        regions: collections.abc.Iterable[builtins.int] | None = ...,
-        offsets: collections.abc.Iterable[builtins.int] | None = ...,
-        bytes: collections.abc.Iterable[builtins.int] | None = ...,
-        digests: collections.abc.Iterable[builtins.int] | None = ...,
-        transient: collections.abc.Iterable[builtins.int] | None = ...,
     ) -> None: ...
-    def ClearField(self, field_name: typing.Literal["bytes", b"bytes", "digests", b"digests", "dtype_index", b"dtype_index", "dtypes", b"dtypes", "names", b"names", "offsets", b"offsets", "ranks", b"ranks", "regions", b"regions", "sizes", b"sizes", "strides", b"strides", "transient", b"transient"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["bytes", b"bytes", "digests", b"digests", "dtypes", b"dtypes", "layouts", b"layouts", "names", b"names", "offsets", b"offsets", "ranks", b"ranks", "regions", b"regions", "sizes", b"sizes", "strides", b"strides", "transient", b"transient"]) -> None: ...
 
 Global___ManifestPage: typing_extensions.TypeAlias = ManifestPage
 
@@ -274,15 +339,18 @@ class ReportProgressRequest(google.protobuf.message.Message):
 
     LEASE_ID_FIELD_NUMBER: builtins.int
     VERIFIED_BYTES_FIELD_NUMBER: builtins.int
+    VERIFIED_CHUNKS_FIELD_NUMBER: builtins.int
     lease_id: builtins.str
     verified_bytes: builtins.int
+    verified_chunks: builtins.int
     def __init__(
         self,
         *,
         lease_id: builtins.str = ...,
         verified_bytes: builtins.int = ...,
+        verified_chunks: builtins.int = ...,
     ) -> None: ...
-    def ClearField(self, field_name: typing.Literal["lease_id", b"lease_id", "verified_bytes", b"verified_bytes"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["lease_id", b"lease_id", "verified_bytes", b"verified_bytes", "verified_chunks", b"verified_chunks"]) -> None: ...
 
 Global___ReportProgressRequest: typing_extensions.TypeAlias = ReportProgressRequest
 
@@ -291,15 +359,49 @@ class ReportProgressResponse(google.protobuf.message.Message):
     DESCRIPTOR: google.protobuf.descriptor.Descriptor
 
     TTL_SECONDS_FIELD_NUMBER: builtins.int
+    BYTES_PER_SECOND_FIELD_NUMBER: builtins.int
     ttl_seconds: builtins.float
+    bytes_per_second: builtins.int
+    """How fast the reader may read from now on; 0: as fast as it can."""
     def __init__(
         self,
         *,
         ttl_seconds: builtins.float = ...,
+        bytes_per_second: builtins.int = ...,
     ) -> None: ...
-    def ClearField(self, field_name: typing.Literal["ttl_seconds", b"ttl_seconds"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["bytes_per_second", b"bytes_per_second", "ttl_seconds", b"ttl_seconds"]) -> None: ...
 
 Global___ReportProgressResponse: typing_extensions.TypeAlias = ReportProgressResponse
+
+@typing.final
+class FollowPrefixRequest(google.protobuf.message.Message):
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    LEASE_ID_FIELD_NUMBER: builtins.int
+    lease_id: builtins.str
+    def __init__(
+        self,
+        *,
+        lease_id: builtins.str = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["lease_id", b"lease_id"]) -> None: ...
+
+Global___FollowPrefixRequest: typing_extensions.TypeAlias = FollowPrefixRequest
+
+@typing.final
+class PrefixUpdate(google.protobuf.message.Message):
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    VERIFIED_CHUNKS_FIELD_NUMBER: builtins.int
+    verified_chunks: builtins.int
+    def __init__(
+        self,
+        *,
+        verified_chunks: builtins.int = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["verified_chunks", b"verified_chunks"]) -> None: ...
+
+Global___PrefixUpdate: typing_extensions.TypeAlias = PrefixUpdate
 
 @typing.final
 class ReleaseLeaseRequest(google.protobuf.message.Message):
@@ -367,12 +469,15 @@ class Reader(google.protobuf.message.Message):
     VERIFIED_BYTES_FIELD_NUMBER: builtins.int
     TOTAL_BYTES_FIELD_NUMBER: builtins.int
     SECONDS_FIELD_NUMBER: builtins.int
+    ENDPOINT_FIELD_NUMBER: builtins.int
     source_id: builtins.str
     reader_id: builtins.str
     reader_host: builtins.str
     verified_bytes: builtins.int
     total_bytes: builtins.int
     seconds: builtins.float
+    endpoint: builtins.str
+    """Where it can be asked for its own readers; empty: it has none."""
     def __init__(
         self,
         *,
@@ -382,7 +487,8 @@ class Reader(google.protobuf.message.Message):
         verified_bytes: builtins.int = ...,
         total_bytes: builtins.int = ...,
         seconds: builtins.float = ...,
+        endpoint: builtins.str = ...,
     ) -> None: ...
-    def ClearField(self, field_name: typing.Literal["reader_host", b"reader_host", "reader_id", b"reader_id", "seconds", b"seconds", "source_id", b"source_id", "total_bytes", b"total_bytes", "verified_bytes", b"verified_bytes"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["endpoint", b"endpoint", "reader_host", b"reader_host", "reader_id", b"reader_id", "seconds", b"seconds", "source_id", b"source_id", "total_bytes", b"total_bytes", "verified_bytes", b"verified_bytes"]) -> None: ...
 
 Global___Reader: typing_extensions.TypeAlias = Reader

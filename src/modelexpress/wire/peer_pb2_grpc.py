@@ -59,6 +59,11 @@ class PeerServiceStub(object):
                 request_serializer=modelexpress_dot_wire_dot_peer__pb2.ReleaseLeaseRequest.SerializeToString,
                 response_deserializer=modelexpress_dot_wire_dot_peer__pb2.ReleaseLeaseResponse.FromString,
                 _registered_method=True)
+        self.FollowPrefix = channel.unary_stream(
+                '/modelexpress.peer.v1.PeerService/FollowPrefix',
+                request_serializer=modelexpress_dot_wire_dot_peer__pb2.FollowPrefixRequest.SerializeToString,
+                response_deserializer=modelexpress_dot_wire_dot_peer__pb2.PrefixUpdate.FromString,
+                _registered_method=True)
         self.ListReaders = channel.unary_unary(
                 '/modelexpress.peer.v1.PeerService/ListReaders',
                 request_serializer=modelexpress_dot_wire_dot_peer__pb2.ListReadersRequest.SerializeToString,
@@ -70,7 +75,7 @@ class PeerServiceServicer(object):
     """Missing associated documentation comment in .proto file."""
 
     def AcquireLease(self, request, context):
-        """Pins the material of one worker and opens it to one reader.
+        """Pins the material of one worker and opens it to one reader, or names those whom the reader shall ask instead.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -99,6 +104,13 @@ class PeerServiceServicer(object):
 
     def ReleaseLease(self, request, context):
         """Missing associated documentation comment in .proto file."""
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def FollowPrefix(self, request, context):
+        """How many leading chunks are verified here, at once and whenever there are more, until all are.
+        """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
@@ -137,6 +149,11 @@ def add_PeerServiceServicer_to_server(servicer, server):
                     servicer.ReleaseLease,
                     request_deserializer=modelexpress_dot_wire_dot_peer__pb2.ReleaseLeaseRequest.FromString,
                     response_serializer=modelexpress_dot_wire_dot_peer__pb2.ReleaseLeaseResponse.SerializeToString,
+            ),
+            'FollowPrefix': grpc.unary_stream_rpc_method_handler(
+                    servicer.FollowPrefix,
+                    request_deserializer=modelexpress_dot_wire_dot_peer__pb2.FollowPrefixRequest.FromString,
+                    response_serializer=modelexpress_dot_wire_dot_peer__pb2.PrefixUpdate.SerializeToString,
             ),
             'ListReaders': grpc.unary_unary_rpc_method_handler(
                     servicer.ListReaders,
@@ -279,6 +296,33 @@ class PeerService(object):
             '/modelexpress.peer.v1.PeerService/ReleaseLease',
             modelexpress_dot_wire_dot_peer__pb2.ReleaseLeaseRequest.SerializeToString,
             modelexpress_dot_wire_dot_peer__pb2.ReleaseLeaseResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def FollowPrefix(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_stream(
+            request,
+            target,
+            '/modelexpress.peer.v1.PeerService/FollowPrefix',
+            modelexpress_dot_wire_dot_peer__pb2.FollowPrefixRequest.SerializeToString,
+            modelexpress_dot_wire_dot_peer__pb2.PrefixUpdate.FromString,
             options,
             channel_credentials,
             insecure,

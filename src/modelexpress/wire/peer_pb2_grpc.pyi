@@ -105,6 +105,22 @@ _PeerServiceReleaseLeaseType = typing_extensions.TypeVar(
     ],
 )
 
+_PeerServiceFollowPrefixType = typing_extensions.TypeVar(
+    '_PeerServiceFollowPrefixType',
+    grpc.UnaryStreamMultiCallable[
+        modelexpress.wire.peer_pb2.FollowPrefixRequest,
+        modelexpress.wire.peer_pb2.PrefixUpdate,
+    ],
+    grpc.aio.UnaryStreamMultiCallable[
+        modelexpress.wire.peer_pb2.FollowPrefixRequest,
+        modelexpress.wire.peer_pb2.PrefixUpdate,
+    ],
+    default=grpc.UnaryStreamMultiCallable[
+        modelexpress.wire.peer_pb2.FollowPrefixRequest,
+        modelexpress.wire.peer_pb2.PrefixUpdate,
+    ],
+)
+
 _PeerServiceListReadersType = typing_extensions.TypeVar(
     '_PeerServiceListReadersType',
     grpc.UnaryUnaryMultiCallable[
@@ -121,7 +137,7 @@ _PeerServiceListReadersType = typing_extensions.TypeVar(
     ],
 )
 
-class PeerServiceStub(typing.Generic[_PeerServiceAcquireLeaseType, _PeerServiceReadManifestType, _PeerServiceReadFileType, _PeerServiceReportProgressType, _PeerServiceReleaseLeaseType, _PeerServiceListReadersType]):
+class PeerServiceStub(typing.Generic[_PeerServiceAcquireLeaseType, _PeerServiceReadManifestType, _PeerServiceReadFileType, _PeerServiceReportProgressType, _PeerServiceReleaseLeaseType, _PeerServiceFollowPrefixType, _PeerServiceListReadersType]):
     @typing.overload
     def __init__(self: PeerServiceStub[
         grpc.UnaryUnaryMultiCallable[
@@ -143,6 +159,10 @@ class PeerServiceStub(typing.Generic[_PeerServiceAcquireLeaseType, _PeerServiceR
         grpc.UnaryUnaryMultiCallable[
             modelexpress.wire.peer_pb2.ReleaseLeaseRequest,
             modelexpress.wire.peer_pb2.ReleaseLeaseResponse,
+        ],
+        grpc.UnaryStreamMultiCallable[
+            modelexpress.wire.peer_pb2.FollowPrefixRequest,
+            modelexpress.wire.peer_pb2.PrefixUpdate,
         ],
         grpc.UnaryUnaryMultiCallable[
             modelexpress.wire.peer_pb2.ListReadersRequest,
@@ -172,6 +192,10 @@ class PeerServiceStub(typing.Generic[_PeerServiceAcquireLeaseType, _PeerServiceR
             modelexpress.wire.peer_pb2.ReleaseLeaseRequest,
             modelexpress.wire.peer_pb2.ReleaseLeaseResponse,
         ],
+        grpc.aio.UnaryStreamMultiCallable[
+            modelexpress.wire.peer_pb2.FollowPrefixRequest,
+            modelexpress.wire.peer_pb2.PrefixUpdate,
+        ],
         grpc.aio.UnaryUnaryMultiCallable[
             modelexpress.wire.peer_pb2.ListReadersRequest,
             modelexpress.wire.peer_pb2.ListReadersResponse,
@@ -179,7 +203,7 @@ class PeerServiceStub(typing.Generic[_PeerServiceAcquireLeaseType, _PeerServiceR
     ], channel: grpc.aio.Channel) -> None: ...
 
     AcquireLease: _PeerServiceAcquireLeaseType
-    """Pins the material of one worker and opens it to one reader."""
+    """Pins the material of one worker and opens it to one reader, or names those whom the reader shall ask instead."""
 
     ReadManifest: _PeerServiceReadManifestType
     """The manifest, in pages that stay under the message limit."""
@@ -191,6 +215,9 @@ class PeerServiceStub(typing.Generic[_PeerServiceAcquireLeaseType, _PeerServiceR
     """Says how far a reader is, and keeps its lease alive."""
 
     ReleaseLease: _PeerServiceReleaseLeaseType
+
+    FollowPrefix: _PeerServiceFollowPrefixType
+    """How many leading chunks are verified here, at once and whenever there are more, until all are."""
 
     ListReaders: _PeerServiceListReadersType
     """Who reads which material, and how far they are."""
@@ -216,6 +243,10 @@ PeerServiceAsyncStub: typing_extensions.TypeAlias = PeerServiceStub[
         modelexpress.wire.peer_pb2.ReleaseLeaseRequest,
         modelexpress.wire.peer_pb2.ReleaseLeaseResponse,
     ],
+    grpc.aio.UnaryStreamMultiCallable[
+        modelexpress.wire.peer_pb2.FollowPrefixRequest,
+        modelexpress.wire.peer_pb2.PrefixUpdate,
+    ],
     grpc.aio.UnaryUnaryMultiCallable[
         modelexpress.wire.peer_pb2.ListReadersRequest,
         modelexpress.wire.peer_pb2.ListReadersResponse,
@@ -229,7 +260,7 @@ class PeerServiceServicer(metaclass=abc.ABCMeta):
         request: modelexpress.wire.peer_pb2.AcquireLeaseRequest,
         context: _ServicerContext,
     ) -> typing.Union[modelexpress.wire.peer_pb2.AcquireLeaseResponse, collections.abc.Awaitable[modelexpress.wire.peer_pb2.AcquireLeaseResponse]]:
-        """Pins the material of one worker and opens it to one reader."""
+        """Pins the material of one worker and opens it to one reader, or names those whom the reader shall ask instead."""
 
     @abc.abstractmethod
     def ReadManifest(
@@ -261,6 +292,14 @@ class PeerServiceServicer(metaclass=abc.ABCMeta):
         request: modelexpress.wire.peer_pb2.ReleaseLeaseRequest,
         context: _ServicerContext,
     ) -> typing.Union[modelexpress.wire.peer_pb2.ReleaseLeaseResponse, collections.abc.Awaitable[modelexpress.wire.peer_pb2.ReleaseLeaseResponse]]: ...
+
+    @abc.abstractmethod
+    def FollowPrefix(
+        self,
+        request: modelexpress.wire.peer_pb2.FollowPrefixRequest,
+        context: _ServicerContext,
+    ) -> typing.Union[collections.abc.Iterator[modelexpress.wire.peer_pb2.PrefixUpdate], collections.abc.AsyncIterator[modelexpress.wire.peer_pb2.PrefixUpdate]]:
+        """How many leading chunks are verified here, at once and whenever there are more, until all are."""
 
     @abc.abstractmethod
     def ListReaders(

@@ -155,15 +155,44 @@ class FileSpec:
 
 @dataclass(frozen=True)
 class TransportOffer:
-    """A transport that a source offers, and what that transport needs to open it."""
+    """A transport that a source offers, and what that transport needs to open it, or why it is no offer."""
 
     name: str
     descriptor: bytes
+    refused: str = ""
+
+
+@dataclass(frozen=True)
+class Member:
+    """A worker that may be asked for a lease: its id, and HOST:PORT; "" where it serves nobody."""
+
+    worker_id: str
+    endpoint: str = ""
+
+
+@dataclass(frozen=True)
+class Asking:
+    """What a target says of itself when it asks for a lease.
+
+    Args:
+        member: The target, with the endpoint at which it passes on what it receives.
+        chunks: How many leading chunks it has, verified.
+        returning: It lost the source that it read from.
+        avoid: Worker ids of those that it got nothing from.
+    """
+
+    member: Member
+    chunks: int = 0
+    returning: bool = False
+    avoid: frozenset[str] = frozenset()
 
 
 @dataclass(frozen=True)
 class ReaderStatus:
-    """How far one reader of a source is: bytes verified of bytes in all, after `seconds`."""
+    """How far one reader of a source is: bytes verified of bytes in all, after `seconds`.
+
+    `endpoint` is where it can be asked for its own readers; "" where it has none.
+    """
 
     source_id: str
     reader_id: str
@@ -171,3 +200,4 @@ class ReaderStatus:
     verified_bytes: int
     total_bytes: int
     seconds: float
+    endpoint: str = ""

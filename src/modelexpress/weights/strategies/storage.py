@@ -8,7 +8,6 @@ import torch
 
 from modelexpress.errors import CheckpointError
 from modelexpress.memory import memory_view
-from modelexpress.weights.catalog import Entry
 from modelexpress.weights.checkpoint import Checkpoint
 from modelexpress.weights.report import COPY, Journal
 from modelexpress.weights.small_files import listed
@@ -41,32 +40,34 @@ class StorageStrategy(Strategy):
             total = sum(stored.nbytes for _, stored in pairs)
             with journal.stage(COPY, total):
                 done = 0
-                target.written |= any(not entry.is_meta for entry, _ in pairs)
-                for entry, stored in pairs:
-                    _copy(target.tensor(entry), checkpoint, stored)
+                target.written |= not all(target.catalogue.is_meta[position] for position, _ in pairs)
+                for position, stored in pairs:
+                    _copy(target.tensor(position), checkpoint, stored)
                     done += stored.nbytes
                     journal.advance(done, total)
             target.commit()
-            unused = checkpoint.tensors.keys() - {entry.name for entry in target.entries}
+            unused = checkpoint.tensors.keys() - set(target.catalogue.names)
             if unused:
                 journal.notes.append(f"the checkpoint holds tensors that the model lacks: {listed(unused)}")
             journal.source, journal.nbytes = str(self.folder), total
 
 
-def _match(target: Target, checkpoint: Checkpoint) -> list[tuple[Entry, StoredTensor]]:
-    """Pair every memory of the model with the stored tensor that fills it."""
-    stored = checkpoint.tensors
-    pairs = {e.memory: (e, stored[e.name]) for e in reversed(target.entries) if e.name in stored}
-    missing = [e.name for e in target.entries if e.memory not in pairs and (e.persistent or e.is_meta)]
+def _match(target: Target, checkpoint: Checkpoint) -> list[tuple[int, StoredTensor]]:
+    """Pair every memory of the model, by the position of its first tensor there, with the stored one that fills it."""
+    model, stored = target.catalogue, checkpoint.tensors
+    rows = list(enumerate(zip(model.names, model.memories.tolist(), strict=True)))
+    pairs = {memory: (position, stored[name]) for position, (name, memory) in reversed(rows) if name in stored}
+    needed = model.persistent | model.is_meta
+    missing = [name for position, (name, memory) in rows if memory not in pairs and needed[position]]
     if missing:
         raise CheckpointError(
             f"{checkpoint.folder} lacks tensors of the model: {listed(missing)}; buffers that checkpoints leave "
             "out must be built on a real device"
         )
     different = [
-        f"'{entry.name}' ({list(found.shape)} in the files, {list(entry.tensor.shape)} in the model)"
-        for entry, found in pairs.values()
-        if found.shape != tuple(entry.tensor.shape)
+        f"'{model.names[position]}' ({list(found.shape)} in the files, {list(shape)} in the model)"
+        for position, found in pairs.values()
+        if found.shape != (shape := model.kind(position).layout.shape)
     ]
     if different:
         raise CheckpointError(f"{checkpoint.folder} holds other shapes than the model: {listed(different)}")
