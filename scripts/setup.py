@@ -20,7 +20,7 @@ ROOT = Path(__file__).resolve().parent.parent
 VENV = ROOT / ".venv"
 STAMP = VENV / "modelexpress-setup"
 UNFINISHED = VENV / "modelexpress-setup-unfinished"
-INPUTS = ("pyproject.toml", "src/modelexpress/transfer/_nh.c")
+INPUTS = ("pyproject.toml", "src/modelexpress/transfer/_nh.c", "src/modelexpress/memory/_arena.c")
 TORCH = "torch==2.13.0"  # not a requirement of the package, because engines bring their own
 
 

@@ -4,13 +4,15 @@ import subprocess
 import sys
 import uuid
 from collections.abc import Iterator
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 
 import pytest
 import torch
 
 import modelexpress as mx
 from modelexpress.errors import DigestMismatch, LoadError, PartialModel
+from modelexpress.memory import CudaArena
+from modelexpress.transport.unmapping import settled
 from tests.support.device_sources import DeviceSource, device_tensors
 from tests.support.registries import RegistryProcess
 
@@ -35,13 +37,14 @@ def fits(model: dict[str, torch.Tensor]) -> bool:
     return all(torch.equal(model[name].cpu(), tensor) for name, tensor in device_tensors("cpu").items())
 
 
-@pytest.mark.parametrize("room", ["device", "meta", "host"])
+@pytest.mark.parametrize("room", ["device", "arena", "meta", "host"])
 @pytest.mark.parametrize("allocator", ["", "expandable_segments:True"])
 def test_a_model_travels_between_devices_that_see_only_themselves(
     registry: str, identity: mx.SourceIdentity, room: str, allocator: str
 ) -> None:
-    place = {"device": TARGET, "meta": "meta", "host": "cpu"}[room]
-    model = {name: torch.empty_like(tensor, device=place) for name, tensor in device_tensors("cpu").items()}
+    place = {"device": TARGET, "arena": TARGET, "meta": "meta", "host": "cpu"}[room]
+    with CudaArena(torch.device(TARGET)) if room == "arena" else nullcontext():
+        model = {name: torch.empty_like(tensor, device=place) for name, tensor in device_tensors("cpu").items()}
     with DeviceSource(registry, identity, "0", allocator):
         report = mx.load(model, identity, registry=registry, device=TARGET, settings=SETTINGS)
     assert report.transport == "local", report
@@ -73,6 +76,7 @@ def test_closing_gives_every_mapping_back(registry: str, identity: mx.SourceIden
     with DeviceSource(registry, identity, "0"):
         for _ in range(4):
             mx.load(model, identity, registry=registry, settings=SETTINGS)
+            assert settled(30)
             torch.cuda.synchronize()
             free.append(torch.cuda.mem_get_info(TARGET)[0])
     assert free[-1] >= free[1] - (8 << 20), "the third and fourth load took no more memory than the second"

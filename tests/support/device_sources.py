@@ -2,15 +2,12 @@
 
 import argparse
 import json
-import os
-import subprocess
 import sys
-from types import TracebackType
-from typing import Self
 
 import torch
 
 import modelexpress as mx
+from tests.support.children import Child, say
 
 
 def device_tensors(place: str) -> dict[str, torch.Tensor]:
@@ -27,7 +24,7 @@ def device_tensors(place: str) -> dict[str, torch.Tensor]:
     return tensors
 
 
-class DeviceSource:
+class DeviceSource(Child):
     """A process that publishes `device_tensors` from the GPU that it alone sees, or from host memory.
 
     Args:
@@ -38,45 +35,18 @@ class DeviceSource:
     """
 
     def __init__(self, registry: str, identity: mx.SourceIdentity, visible: str, allocator: str = "") -> None:
-        environment = os.environ | {"CUDA_VISIBLE_DEVICES": visible}
+        environment = {"CUDA_VISIBLE_DEVICES": visible}
         if allocator:
             environment |= {"PYTORCH_CUDA_ALLOC_CONF": allocator, "PYTORCH_ALLOC_CONF": allocator}
         place = "cuda" if visible else "cpu"
-        self.process = subprocess.Popen(
-            [sys.executable, "-m", "tests.support.device_sources", registry, identity.model_name, place],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            text=True,
-            env=environment,
-        )
-        assert self.process.stdout is not None
-        line = self.process.stdout.readline()
-        assert line, f"the source ended with status {self.process.wait(20)}"
-        self.worker_id: str = json.loads(line)["worker_id"]
+        options = (registry, identity.model_name, place)
+        super().__init__("tests.support.device_sources", *options, environment=environment)
+        self.worker_id: str = self.answer()["worker_id"]
 
     def damage(self, name: str) -> None:
         """Let the process change a tensor after its publication."""
-        assert self.process.stdin is not None
-        assert self.process.stdout is not None
-        self.process.stdin.write(f"{name}\n")
-        self.process.stdin.flush()
-        assert self.process.stdout.readline()
-
-    def kill(self) -> None:
-        """Kill it as the kernel would."""
-        self.process.kill()
-        self.process.wait(20)
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.kill()
-        for stream in (self.process.stdin, self.process.stdout):
-            if stream is not None:
-                stream.close()
+        self.tell(name)
+        assert self.line()
 
 
 def main() -> None:
@@ -90,13 +60,11 @@ def main() -> None:
     identity = mx.SourceIdentity(model_name=given.name)
     with mx.publish(model, identity, registry=given.registry, settings=settings) as publication:
         assert publication.wait_ready(30)
-        sys.stdout.write(json.dumps({"worker_id": publication.worker_id}) + "\n")
-        sys.stdout.flush()
+        say(json.dumps({"worker_id": publication.worker_id}))
         for line in sys.stdin:
             model[line.strip()].view(-1)[7] += 1
             torch.cuda.synchronize()
-            sys.stdout.write("changed\n")
-            sys.stdout.flush()
+            say("changed")
 
 
 if __name__ == "__main__":

@@ -11,7 +11,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
-GO_ON = ("mx serve", "mx publish", "python source.py")
+GO_ON = ("mx serve", "mx publish", "python source.py", "python replica.py")
 """Commands that go on running: their first line of output says that they are ready."""
 
 _BLOCK = re.compile(r"^```(console|python)\n(.*?)^```$", re.DOTALL | re.MULTILINE)

@@ -7,18 +7,17 @@ import argparse
 import json
 import os
 import signal
-import subprocess
 import sys
-from types import FrameType, TracebackType
-from typing import Self
+from types import FrameType
 
 from modelexpress.identity import SourceIdentity
 from modelexpress.peer import Publication, Worker
 from modelexpress.settings import Settings
+from tests.support.children import Child, say
 from tests.support.materials import make_material
 
 
-class Publisher:
+class Publisher(Child):
     """Starts the process, and waits until the registry has taken its publication.
 
     Args:
@@ -28,22 +27,10 @@ class Publisher:
     """
 
     def __init__(self, registry: str, identity: SourceIdentity, *options: str) -> None:
-        command = [sys.executable, "-m", "tests.support.publisher", registry, identity.model_name, *options]
-        self.process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
-        fields = json.loads(self.line())
+        super().__init__("tests.support.publisher", registry, identity.model_name, *options)
+        fields = self.answer()
         self.worker_id: str = fields["worker_id"]
         self.endpoint: str = fields["endpoint"]
-
-    def line(self) -> str:
-        """Return the next line that it prints."""
-        assert self.process.stdout is not None
-        return self.process.stdout.readline().strip()
-
-    def tell(self, what: str) -> None:
-        """Tell it how to end, without waiting for that."""
-        assert self.process.stdin is not None
-        self.process.stdin.write(what + "\n")
-        self.process.stdin.flush()
 
     def end(self, what: str) -> int:
         """Tell it how to end, and return its exit status."""
@@ -54,18 +41,6 @@ class Publisher:
         """Send it a signal that ends it, and return its exit status."""
         self.process.send_signal(number)
         return self.process.wait(30)
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.process.kill()
-        self.process.wait(20)
-        for stream in (self.process.stdin, self.process.stdout):
-            if stream is not None:
-                stream.close()
 
 
 def main() -> None:
@@ -84,7 +59,7 @@ def main() -> None:
     material = make_material(given.tensors, identity=SourceIdentity(model_name=given.name))
     publication = worker.publish(material)
     assert publication.wait_ready(20)
-    _say(json.dumps({"worker_id": worker.worker_id, "endpoint": publication.endpoint}))
+    say(json.dumps({"worker_id": worker.worker_id, "endpoint": publication.endpoint}))
     _end(sys.stdin.readline().strip(), worker, publication)
 
 
@@ -94,9 +69,9 @@ def _end(how: str, worker: Worker, publication: Publication) -> None:
         case "exit":
             sys.exit(3)
         case "close":
-            _say("closing")
+            say("closing")
             publication.close()
-            _say("closed")
+            say("closed")
             sys.stdin.readline()
         case "fork":
             _fork(worker, publication)
@@ -110,13 +85,13 @@ def _fork(worker: Worker, publication: Publication) -> None:
                 os.kill(os.getpid(), number)
                 sys.exit(0)
         _, status = os.wait()
-        _say(str(os.waitstatus_to_exitcode(status)))
+        say(str(os.waitstatus_to_exitcode(status)))
     sys.stdin.readline()
 
 
 def _set_handler(kind: str | None) -> None:
     def handle(number: int, frame: FrameType | None) -> None:
-        _say("handled")
+        say("handled")
         if kind == "exit":
             sys.exit(5)
 
@@ -124,11 +99,6 @@ def _set_handler(kind: str | None) -> None:
         signal.signal(signal.SIGTERM, signal.SIG_IGN)
     elif kind is not None:
         signal.signal(signal.SIGTERM, handle)
-
-
-def _say(line: str) -> None:
-    sys.stdout.write(line + "\n")
-    sys.stdout.flush()
 
 
 if __name__ == "__main__":

@@ -4,13 +4,11 @@ import json
 import os
 import signal
 import ssl
-import subprocess
 import sys
 import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from types import TracebackType
 from typing import Any, Self
 
 import numpy as np
@@ -18,6 +16,8 @@ import psutil
 
 from modelexpress.memory import HostArena
 from modelexpress.transport import Export, LocalTransport, NixlTransport, TcpTransport, Transport
+from tests.support.children import Child, say
+from tests.support.staged_tcp import StagedTcp
 
 TOKEN = "the lease's token"
 
@@ -64,31 +64,27 @@ class Exported:
         self.source.ask("close", self.number)
 
 
-class TransportSource:
+class TransportSource(Child):
     """A process with one transport.
 
     Args:
-        name: `local`, `nixl` or `tcp`.
+        name: `local`, `nixl` or `tcp`; `staged` is `tcp` with regions that count as device memory, `device` is `tcp`
+            with regions that are in it.
         certificate: A folder with cert.pem and key.pem makes `tcp` and `nixl` encrypt.
+        visible: CUDA_VISIBLE_DEVICES of the process; None: that of this one.
     """
 
-    def __init__(self, name: str, certificate: Path | None = None) -> None:
+    def __init__(self, name: str, certificate: Path | None = None, visible: str | None = None) -> None:
         options = [name, str(certificate)] if certificate else [name]
-        self.process = subprocess.Popen(
-            [sys.executable, "-m", "tests.support.transport_source", *options],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            text=True,
-            env={**os.environ, "OPENBLAS_NUM_THREADS": "1"},  # threads are counted, and numpy's are not meant
-        )
+        environment = {"OPENBLAS_NUM_THREADS": "1"}  # threads are counted, and numpy's are not meant
+        if visible is not None:
+            environment["CUDA_VISIBLE_DEVICES"] = visible
+        super().__init__("tests.support.transport_source", *options, environment=environment)
 
     def ask(self, command: str, *arguments: Any) -> Any:
         """Let the process execute a command, and return its answer."""
-        assert self.process.stdin is not None
-        assert self.process.stdout is not None
-        self.process.stdin.write(json.dumps([command, *arguments]) + "\n")
-        self.process.stdin.flush()
-        return json.loads(self.process.stdout.readline())
+        self.tell(json.dumps([command, *arguments]))
+        return self.answer()
 
     def export(self, sizes: Sequence[int]) -> Exported:
         """Export regions of `sizes` bytes, filled with `content`."""
@@ -99,11 +95,6 @@ class TransportSource:
         """Return what the process holds now."""
         return Usage.of(self.process.pid)
 
-    def kill(self) -> None:
-        """Kill the process as the kernel would."""
-        self.process.kill()
-        self.process.wait(20)
-
     def stop(self) -> None:
         """Freeze the process."""
         self.process.send_signal(signal.SIGSTOP)
@@ -111,18 +102,6 @@ class TransportSource:
     def go_on(self) -> None:
         """Thaw the process."""
         self.process.send_signal(signal.SIGCONT)
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.process.kill()
-        self.process.wait(20)
-        for stream in (self.process.stdin, self.process.stdout):
-            if stream is not None:
-                stream.close()
 
 
 class _Source:
@@ -176,8 +155,12 @@ def make(name: str, certificate: Path | None = None, **options: Any) -> Transpor
         client = ssl.create_default_context(cafile=certificate / "cert.pem")
     if name == "nixl":
         options["without_cards"] = True
-    kind = NixlTransport if name == "nixl" else TcpTransport
-    return kind(stall_timeout=1.0, server_tls=server, client_tls=client, **options)
+    kinds: dict[str, Callable[..., Transport]] = {"nixl": NixlTransport, "staged": StagedTcp, "tcp": TcpTransport}
+    if name == "device":
+        from tests.support.device_tcp import DeviceTcp  # it imports torch, which takes seconds
+
+        kinds[name] = DeviceTcp
+    return kinds[name](stall_timeout=1.0, server_tls=server, client_tls=client, **options)
 
 
 def main(name: str, certificate: str = "") -> None:
@@ -187,8 +170,7 @@ def main(name: str, certificate: str = "") -> None:
         for line in sys.stdin:
             command, *arguments = json.loads(line)
             action: Callable[..., Any] = getattr(source, command)
-            sys.stdout.write(json.dumps(action(*arguments)) + "\n")
-            sys.stdout.flush()
+            say(json.dumps(action(*arguments)))
 
 
 if __name__ == "__main__":

@@ -134,6 +134,23 @@ def test_peers_are_renewed_and_used_peers_stay(native: NativeAgent) -> None:
     other.end()
 
 
+def test_a_peer_stays_until_what_was_left_of_it_is_over(native: NativeAgent, monkeypatch: pytest.MonkeyPatch) -> None:
+    peers, arena, own, other = Peers(native), HostArena(PAGE), HostArena(PAGE), agent("source")
+    target, block = (Registrations(a).hold(span_of(m.region)) for a, m in ((native, own), (other, arena)))
+    peers.connect("source", other.metadata([block]))
+    handle = native.post("source", [target], [block])
+    with monkeypatch.context() as asleep:
+        asleep.setattr(native, "landed", lambda handle: False)
+        peers.leave("source", handle)
+        peers.disconnect("source", lost=True)
+    read(native, "source", block, target)
+    peers.connect(native.name)
+    with pytest.raises(TransportUnavailable):
+        native.post("source", [target], [block])
+    peers.disconnect(native.name, lost=False)
+    other.end()
+
+
 def test_metadata_of_another_agent_is_refused(native: NativeAgent) -> None:
     other = agent("source")
     with pytest.raises(TransportUnavailable, match="that of agent source"):

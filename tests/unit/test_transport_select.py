@@ -7,8 +7,19 @@ import pytest
 from modelexpress.errors import AccessDenied, RegionWithdrawn, TransportUnavailable
 from modelexpress.memory import HostArena
 from modelexpress.settings import Settings
-from modelexpress.transport import Export, LocalTransport, TcpTransport, Transport, available, open_first
+from modelexpress.transport import (
+    Export,
+    LocalTransport,
+    NixlTransport,
+    Reader,
+    TcpTransport,
+    Transport,
+    available,
+    open_first,
+)
 from modelexpress.wire.records import TransportOffer
+from tests.support.read_target import PROMPT, Target
+from tests.support.staged_tcp import StagedTcp
 
 TOKEN = "token"
 
@@ -91,3 +102,38 @@ def test_withdrawn_memory_is_not_tried_again(transports: tuple[Transport, Transp
     exports[0].close()
     with pytest.raises(RegionWithdrawn):
         open_first(transports, offers(exports), TOKEN)
+
+
+class UnmappableDouble(LocalTransport):
+    """`local` on a host whose GPUs cannot reach each other."""
+
+    def open(self, descriptor: bytes, token: str, device: int | None = None) -> Reader:
+        assert device is not None
+        raise TransportUnavailable(f"device {device} cannot map the source's memory: peer access is not supported")
+
+
+def test_a_gpu_that_cannot_map_the_sources_memory_falls_back_to_tcp() -> None:
+    target = Target(100)
+    with UnmappableDouble() as local, NixlTransport() as nixl, StagedTcp() as tcp, HostArena(100) as arena:
+        arena.region.view()[:] = bytes(range(100))
+        exports = {transport.name: transport.export([arena.region]) for transport in (tcp, local)}
+        for export in exports.values():
+            export.grant(TOKEN)
+        offered = [TransportOffer(name, export.descriptor) for name, export in exports.items()]
+        opened = open_first((local, nixl, tcp), [*offered, TransportOffer("nixl", b"?")], TOKEN, 0)
+        with opened.reader as reader:
+            reader.read([target.run(0, 0, 100)]).wait(PROMPT)
+    assert opened.transport is tcp
+    assert target.bytes == bytes(range(100))
+    assert [name for name, _ in opened.skipped] == ["local", "nixl"]
+    assert dict(opened.skipped)["local"].endswith("peer access is not supported")
+    assert dict(opened.skipped)["nixl"]
+
+
+def test_a_gpu_that_no_transport_reaches_has_every_reason(
+    transports: tuple[Transport, Transport], exports: list[Export]
+) -> None:
+    """Device 99 is nowhere; `local` was refused before."""
+    elsewhere = exports[0].descriptor.replace(b'"boot_id":"', b'"boot_id":"another ')
+    with pytest.raises(TransportUnavailable, match="local: the source runs on another host; tcp: device 99 cannot be"):
+        open_first(transports, [TransportOffer("local", elsewhere), offers(exports)[0]], TOKEN, 99)

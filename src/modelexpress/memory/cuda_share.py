@@ -1,88 +1,146 @@
 """Sharing device memory with other processes of the host: what is handed over, and how it is mapped there."""
 
 import os
+from collections.abc import Sequence
 from contextlib import ExitStack
-from typing import Annotated, Literal
-
-from pydantic import BaseModel, ConfigDict, Field
+from dataclasses import dataclass
+from typing import Protocol
 
 from modelexpress.errors import DeviceError
-from modelexpress.memory.cuda_driver import IPC_HANDLE_BYTES, driver
-from modelexpress.memory.cuda_ipc import opened
-from modelexpress.memory.cuda_vmm import MappedSideBySide, export_descriptor
+from modelexpress.memory.cuda_driver import driver
+from modelexpress.memory.cuda_ipc import close_shared, open_shared
+from modelexpress.memory.cuda_vmm import CudaVmm, physical_at
 from modelexpress.memory.region import Region
-
-_MOST_ALLOCATIONS = 1 << 16
-Bytes = Annotated[int, Field(gt=0, lt=1 << 47)]
+from modelexpress.memory.side_by_side import SideBySide
 
 
-class IpcShare(BaseModel):
-    """A region that is one allocation of cudaMalloc: its IPC handle in hex digits."""
+@dataclass(frozen=True, slots=True)
+class IpcShare:
+    """A region that is one allocation of cudaMalloc: its IPC handle, of `IPC_HANDLE_BYTES`."""
 
-    model_config = ConfigDict(frozen=True, strict=True, extra="forbid")
-
-    kind: Literal["ipc"] = "ipc"
-    handle: Annotated[str, Field(pattern=rf"^[0-9a-f]{{{2 * IPC_HANDLE_BYTES}}}$")]
+    handle: bytes
 
 
-class VmmShare(BaseModel):
+@dataclass(frozen=True, slots=True)
+class VmmShare:
     """A region of physical allocations side by side, in bytes each; a file descriptor of each comes along."""
 
-    model_config = ConfigDict(frozen=True, strict=True, extra="forbid")
-
-    kind: Literal["vmm"] = "vmm"
-    nbytes: Annotated[list[Bytes], Field(min_length=1, max_length=_MOST_ALLOCATIONS)]
+    nbytes: tuple[int, ...]
 
 
-def share(region: Region) -> tuple[IpcShare | VmmShare, list[int]]:
+Share = IpcShare | VmmShare
+
+
+def share(region: Region) -> tuple[Share, list[int]]:
     """Return how a region of device memory is handed over, and the descriptors that go along, for the caller to close.
 
     Raises:
         DeviceError: It cannot be shared; no descriptor is left open.
     """
-    if driver().is_ipc_capable(region.address):
-        return IpcShare(handle=driver().export_ipc(region.address).hex()), []
+    with driver().on(region.device or 0):  # the thread that asks may never have used a device
+        return _share(region)
+
+
+def _share(region: Region) -> tuple[Share, list[int]]:
+    handle = driver().export_ipc(region.address)
+    if handle is not None and driver().range(region.address) == (region.address, region.nbytes):
+        return IpcShare(handle), []
+    vmm = CudaVmm(region.device or 0)
     sizes: list[int] = []
+    descriptors: list[int] = []
     with ExitStack() as undo:
-        descriptors: list[int] = []
-        position = region.address
-        while position < region.address + region.nbytes:
-            base, nbytes = driver().allocation(position)
-            descriptors.append(export_descriptor(driver(), base))
+        position, end = region.address, region.address + region.nbytes
+        while position < end:
+            base, nbytes = driver().range(position)
+            descriptors.append(_export(vmm, base))
             undo.callback(os.close, descriptors[-1])
             sizes.append(nbytes)
             position = base + nbytes
         undo.pop_all()
-    return VmmShare(nbytes=sizes), descriptors
+    return VmmShare(tuple(sizes)), descriptors
 
 
-class MappedDeviceRegion:
-    """A region of another process's device memory, mapped to be read by a device of this one.
+class MappedRegion(Protocol):
+    """A region of another process's device memory, as far as it is mapped here.
+
+    The device that reads has its context current when one of the methods is called; one thread at a time calls them.
+    """
+
+    @property
+    def nbytes(self) -> int:
+        """Size of the region."""
+
+    @property
+    def address(self) -> int:
+        """Of its first byte here; known once anything is `ready`."""
+
+    @property
+    def ready(self) -> int:
+        """Bytes from the beginning that can be read."""
+
+    def advance(self) -> None:
+        """Map some more of it.
+
+        Raises:
+            DeviceError: It cannot be mapped.
+        """
+
+    def close(self) -> None:
+        """Unmap it; no copy is under way. Closing twice is allowed.
+
+        Raises:
+            DeviceError: The driver refused.
+        """
+
+
+def mapped_region(shared: Share, descriptors: Sequence[int], nbytes: int, device: int) -> MappedRegion:
+    """Return a region of another process of which nothing is mapped yet.
 
     Args:
         shared: As the source handed it over.
-        descriptors: The file descriptors that came along; they may be closed afterwards.
+        descriptors: The file descriptors that came along; they are owned by the region from now on.
         nbytes: Size of the region.
         device: The device that reads.
 
     Raises:
-        DeviceError: It cannot be mapped; nothing is left behind.
+        DeviceError: It cannot be mapped; the descriptors are closed.
     """
+    if isinstance(shared, IpcShare):
+        return _IpcRegion(shared.handle, nbytes, device)
+    if len(descriptors) != len(shared.nbytes) or sum(shared.nbytes) != nbytes:
+        for descriptor in descriptors:
+            os.close(descriptor)
+        raise DeviceError("the source's allocations do not make up its region")
+    return SideBySide(CudaVmm(device), list(zip(descriptors, shared.nbytes, strict=True)))
 
-    def __init__(self, shared: IpcShare | VmmShare, descriptors: list[int], nbytes: int, device: int) -> None:
+
+class _IpcRegion:
+    """A region that is one allocation of cudaMalloc."""
+
+    def __init__(self, handle: bytes, nbytes: int, device: int) -> None:
         self.nbytes = nbytes
-        self._exit = ExitStack()
-        with ExitStack() as undo, driver().on(device):
-            if isinstance(shared, IpcShare):
-                self.address = undo.enter_context(opened(bytes.fromhex(shared.handle), device))
-            else:
-                if len(descriptors) != len(shared.nbytes) or sum(shared.nbytes) != nbytes:
-                    raise DeviceError("the source's allocations do not make up its region")
-                mapped = MappedSideBySide(driver(), list(zip(descriptors, shared.nbytes, strict=True)), device)
-                undo.callback(mapped.close)
-                self.address = mapped.address
-            self._exit = undo.pop_all()
+        self.address = 0
+        self.ready = 0
+        self._handle = handle
+        self._device = device
+
+    def advance(self) -> None:
+        if self.ready:
+            return
+        self.address = open_shared(self._handle, self._device)
+        self.ready = self.nbytes
+        if (found := driver().known_bytes(self.address)) is not None and found < self.nbytes:
+            raise DeviceError(f"the source's allocation has {found} bytes, and should have {self.nbytes}")
 
     def close(self) -> None:
-        """Give the mapping back; no copy may be under way. Closing twice is allowed."""
-        self._exit.close()
+        if self.ready:
+            self.ready = 0
+            close_shared(self._handle, self._device)
+
+
+def _export(vmm: CudaVmm, address: int) -> int:
+    physical = physical_at(address)
+    try:
+        return vmm.export(physical)
+    finally:
+        vmm.release(physical)

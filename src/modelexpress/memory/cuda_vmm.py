@@ -1,87 +1,100 @@
-"""CUDA's virtual memory management, as far as memory made elsewhere is shared: export, import, map.
+"""CUDA's virtual memory management of one device.
 
 Source: CUDA driver API reference, "Virtual Memory Management".
 """
 
 import ctypes
-from collections.abc import Sequence
-from contextlib import ExitStack
+from functools import cached_property
 
-from modelexpress.memory.cuda_driver import Driver
+from modelexpress.memory.cuda_driver import driver
+from modelexpress.memory.cuda_signatures import Access, AllocationProperties, Location
+from modelexpress.memory.vmm import Physical, Vmm
 
-_POSIX_FILE_DESCRIPTOR = ctypes.c_int(1)
+POSIX_FILE_DESCRIPTOR = 1
+_PINNED = 1
 _LOCATION_DEVICE = 1
 _READ_WRITE = 3
-_NO_FLAGS = ctypes.c_ulonglong(0)
+_MINIMUM_GRANULARITY = 0
+_RDMA_WITH_VMM_SUPPORTED = 110  # CU_DEVICE_ATTRIBUTE_GPU_DIRECT_RDMA_WITH_CUDA_VMM_SUPPORTED
 
 
-class _Location(ctypes.Structure):
-    _fields_ = (("type", ctypes.c_int), ("id", ctypes.c_int))
-
-
-class _Access(ctypes.Structure):
-    _fields_ = (("location", _Location), ("flags", ctypes.c_int))
-
-
-def export_descriptor(driver: Driver, address: int) -> int:
-    """Return a file descriptor of the physical memory mapped at a device address; the caller closes it.
-
-    Raises:
-        DeviceError: The memory was not created to be shared, or not by virtual memory management.
-    """
-    handle, descriptor = ctypes.c_uint64(), ctypes.c_int(-1)
-    driver.call("cuMemRetainAllocationHandle", ctypes.byref(handle), ctypes.c_void_p(address))
-    try:
-        driver.call("cuMemExportToShareableHandle", ctypes.byref(descriptor), handle, _POSIX_FILE_DESCRIPTOR, _NO_FLAGS)
-    finally:
-        driver.call("cuMemRelease", handle)
-    return descriptor.value
-
-
-class MappedSideBySide:
-    """Other processes' physical allocations in one range of addresses of a device.
+class CudaVmm(Vmm):
+    """Memory of one device, or of others as that device reaches it.
 
     Args:
-        driver: Of this process.
-        parts: File descriptor and bytes of each allocation, in order; descriptors may be closed afterwards.
-        device: The device that reads them.
+        device: Has the memory that is created, and gets access to what is mapped.
 
     Raises:
-        DeviceError: They cannot be mapped; nothing is left behind.
+        DeviceError: There is no such device.
     """
 
-    def __init__(self, driver: Driver, parts: Sequence[tuple[int, int]], device: int) -> None:
-        total = ctypes.c_size_t(sum(nbytes for _, nbytes in parts))
-        start = ctypes.c_uint64()
-        with ExitStack() as undo:
-            driver.call(
-                "cuMemAddressReserve", ctypes.byref(start), total, ctypes.c_size_t(0), ctypes.c_uint64(0), _NO_FLAGS
-            )
-            undo.callback(driver.call, "cuMemAddressFree", start, total)
-            position = start.value
-            for descriptor, nbytes in parts:
-                _map(driver, descriptor, position, nbytes)
-                undo.callback(driver.call, "cuMemUnmap", ctypes.c_uint64(position), ctypes.c_size_t(nbytes))
-                position += nbytes
-            access = _Access(_Location(_LOCATION_DEVICE, device), _READ_WRITE)
-            driver.call("cuMemSetAccess", start, total, ctypes.byref(access), ctypes.c_size_t(1))
-            self._exit = undo.pop_all()
-        self.address = start.value
-
-    def close(self) -> None:
-        """Unmap them and give the addresses back. Closing twice is allowed."""
-        self._exit.close()
-
-
-def _map(driver: Driver, descriptor: int, address: int, nbytes: int) -> None:
-    handle = ctypes.c_uint64()
-    driver.call(
-        "cuMemImportFromShareableHandle", ctypes.byref(handle), ctypes.c_void_p(descriptor), _POSIX_FILE_DESCRIPTOR
-    )
-    try:
-        driver.call(
-            "cuMemMap", ctypes.c_uint64(address), ctypes.c_size_t(nbytes), ctypes.c_size_t(0), handle, _NO_FLAGS
+    def __init__(self, device: int) -> None:
+        self.device = device
+        self._driver = driver()
+        location = Location(_LOCATION_DEVICE, self._driver.handle(device))
+        self._access = Access(location, _READ_WRITE)
+        self._properties = AllocationProperties(
+            type=_PINNED, requestedHandleTypes=POSIX_FILE_DESCRIPTOR, location=location
         )
-    finally:
-        # The mapping keeps the memory; the handle is not needed any more.
-        driver.call("cuMemRelease", handle)
+        # What network cards may read must be made so.
+        self._properties.allocFlags.gpuDirectRDMACapable = self._driver.attribute(device, _RDMA_WITH_VMM_SUPPORTED)
+
+    @cached_property
+    def granularity(self) -> int:
+        found = ctypes.c_size_t()
+        self._driver.call(
+            "cuMemGetAllocationGranularity", ctypes.byref(found), ctypes.byref(self._properties), _MINIMUM_GRANULARITY
+        )
+        return found.value
+
+    @property
+    def structures(self) -> tuple[bytes, bytes]:
+        """CUmemAllocationProp and CUmemAccessDesc as they are handed to the driver."""
+        return bytes(self._properties), bytes(self._access)
+
+    def reserve(self, nbytes: int) -> int:
+        address = ctypes.c_uint64()
+        self._driver.call("cuMemAddressReserve", ctypes.byref(address), nbytes, 0, 0, 0)
+        return address.value
+
+    def free(self, address: int, nbytes: int) -> None:
+        self._driver.call("cuMemAddressFree", address, nbytes)
+
+    def create(self, nbytes: int) -> Physical:
+        handle = ctypes.c_uint64()
+        self._driver.call("cuMemCreate", ctypes.byref(handle), nbytes, ctypes.byref(self._properties), 0)
+        return Physical(handle.value)
+
+    def release(self, physical: Physical) -> None:
+        self._driver.call("cuMemRelease", physical)
+
+    def map(self, address: int, nbytes: int, physical: Physical) -> None:
+        self._driver.call("cuMemMap", address, nbytes, 0, physical, 0)
+
+    def unmap(self, address: int, nbytes: int) -> None:
+        self._driver.call("cuMemUnmap", address, nbytes)
+
+    def allow(self, address: int, nbytes: int) -> None:
+        self._driver.call("cuMemSetAccess", address, nbytes, ctypes.byref(self._access), 1)
+
+    def export(self, physical: Physical) -> int:
+        descriptor = ctypes.c_int(-1)
+        self._driver.call("cuMemExportToShareableHandle", ctypes.byref(descriptor), physical, POSIX_FILE_DESCRIPTOR, 0)
+        return descriptor.value
+
+    def import_physical(self, descriptor: int, nbytes: int) -> Physical:
+        # The driver knows the size, and refuses to map more than there is.
+        handle = ctypes.c_uint64()
+        self._driver.call("cuMemImportFromShareableHandle", ctypes.byref(handle), descriptor, POSIX_FILE_DESCRIPTOR)
+        return Physical(handle.value)
+
+
+def physical_at(address: int) -> Physical:
+    """Return the physical memory mapped at a device address; the caller releases it.
+
+    Raises:
+        DeviceError: It is not memory of virtual memory management.
+    """
+    handle = ctypes.c_uint64()
+    driver().call("cuMemRetainAllocationHandle", ctypes.byref(handle), address)
+    return Physical(handle.value)

@@ -15,7 +15,6 @@ from dataclasses import dataclass
 from types import TracebackType
 from typing import ClassVar, Self
 
-from modelexpress.errors import TransportUnavailable
 from modelexpress.memory import Region
 
 
@@ -82,6 +81,10 @@ class Reader(ABC):
         region, nothing is copied and `wait` raises RegionWithdrawn.
         """
 
+    def limit(self) -> LinkLimit | None:
+        """Measure the limit of the link that this reader uses in at most 100 ms; None where the transport knows it."""
+        return None
+
     @abstractmethod
     def close(self) -> None:
         """End every transfer. When it returns no late byte lands any more. Closing twice is allowed."""
@@ -114,12 +117,6 @@ class Export(ABC):
     @abstractmethod
     def close(self) -> None:
         """Withdraw the regions; readers get RegionWithdrawn. Closing twice is allowed."""
-
-
-def require_host_memory(name: str, regions: Sequence[Region] = (), device: int | None = None) -> None:
-    """Raise TransportUnavailable for device memory, on behalf of a transport that moves host memory alone."""
-    if device is not None or any(region.device is not None for region in regions):
-        raise TransportUnavailable(f"{name} moves host memory alone, not the memory of a GPU")
 
 
 class Transport(ABC):

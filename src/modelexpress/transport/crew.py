@@ -56,7 +56,9 @@ class Crew:
     ) -> None:
         self._region_bytes = region_bytes
         self._part_bytes = part_bytes
-        self._changed = threading.Condition()
+        # Entered by the lock: what a signal raises can strike inside the Python of a condition, and leave it locked.
+        self._lock = threading.RLock()
+        self._changed = threading.Condition(self._lock)
         self._queue: deque[Part] = deque()
         self._transfers: set[PendingTransfer] = set()
         self._end: TransportError | None = None
@@ -73,7 +75,7 @@ class Crew:
         transfer = PendingTransfer(sum(run.nbytes for run in runs))
         if (problem := out_of_range(runs, self._region_bytes)) is not None:
             transfer.fail(RegionWithdrawn(problem))
-        with self._changed:
+        with self._lock:
             if self._end is not None:
                 transfer.fail(self._end)
             if transfer.done():
@@ -86,7 +88,7 @@ class Crew:
 
     def take(self, block: bool) -> Part | None:
         """Return the next part; None when there is none, or, if it may `block`, when the crew has ended."""
-        with self._changed:
+        with self._lock:
             while self._end is None:
                 while self._queue:
                     part = self._queue.popleft()
@@ -109,7 +111,7 @@ class Crew:
 
     def fail(self, error: TransportError) -> None:
         """Fail every transfer, and each later one, and let the threads end. Only the first call counts."""
-        with self._changed:
+        with self._lock:
             if self._end is None:
                 self._end = error
             self._queue.clear()
@@ -138,7 +140,7 @@ class Crew:
 
     def _forget(self, transfer: PendingTransfer) -> None:
         if transfer.done():
-            with self._changed:
+            with self._lock:
                 self._transfers.discard(transfer)
 
 

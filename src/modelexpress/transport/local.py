@@ -92,9 +92,14 @@ class LocalTransport(Transport):
         return open_device_reader(sock, source, device, self._stall_timeout)
 
     def limit(self, descriptor: bytes) -> LinkLimit | None:
-        return copy_limit()
+        """Measure host memory; of device memory nothing is known without a mapping: `DeviceReader.limit` has one."""
+        try:
+            return None if LocalDescriptor.parse(descriptor).device_regions else copy_limit()
+        except TransportUnavailable:
+            return None
 
     def close(self) -> None:
+        """Stop serving. Mappings that a closed reader leaves to the background are given back soon after."""
         self._reception.close()
         if self._cleanup is not None:
             self._cleanup()

@@ -1,5 +1,6 @@
 """What a target needs to find the socket of a source on its own host."""
 
+import functools
 import os
 import stat
 from pathlib import Path
@@ -63,6 +64,7 @@ class LocalDescriptor(BaseModel):
         return None
 
 
+@functools.cache
 def boot_id() -> str:
     """Return what names this host since it was started, or '' where the kernel does not say."""
     try:

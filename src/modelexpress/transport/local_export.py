@@ -1,6 +1,8 @@
 """What `local` offers of a source: descriptors of host memory, and how device memory is mapped."""
 
+import os
 import socket
+import threading
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -15,14 +17,17 @@ from modelexpress.transport.server import GREETING_SECONDS, Connection
 from modelexpress.transport.verdict import Verdict, encode_answer
 
 if TYPE_CHECKING:
-    from modelexpress.transport.handover import Handover
+    from modelexpress.memory.cuda_share import Share
 
 UNMAPPING_SECONDS = 10.0
-"""How long a source that withdraws device memory waits for a reader to unmap it."""
+"""How long a source that withdraws device memory waits for its readers to unmap it."""
 
 
 class LocalExport(ServedExport):
     """Regions that readers get descriptors of, and of device memory what lets them map it.
+
+    A reader of device memory says farewell when it has read everything, and hangs up when it has unmapped everything:
+    in between its lease can end, but the export does not.
 
     Raises:
         TransportUnavailable: A region cannot be shared.
@@ -34,7 +39,12 @@ class LocalExport(ServedExport):
         self._device_regions = tuple(n for n, region in enumerate(regions) if region.device is not None)
         self._descriptor = b""
         self._descriptors: list[int] = []
-        self._handover: Handover | None = None
+        self._handover = b""
+        # Entered by the lock: what a signal raises can strike inside the Python of a condition, and leave it locked.
+        self._lock = threading.RLock()
+        self._changed = threading.Condition(self._lock)
+        self._unmapping: set[Connection] = set()
+        self._owner = os.getpid()
         try:
             for number, region in enumerate(regions):
                 if region.device is None:
@@ -69,30 +79,61 @@ class LocalExport(ServedExport):
     def serve(self, connection: Connection) -> None:
         connection.sock.settimeout(GREETING_SECONDS)
         connection.sock.sendall(encode_answer(Verdict.GRANTED))
-        if self._handover is not None:
-            self._handover.send(connection.sock)
+        if self._handover:
+            connection.sock.sendall(self._handover)
         send_descriptors(connection.sock, self._descriptors)
-        # A reader has nothing more to say: the next thing that arrives is that it is gone.
-        if not connection.wait_readable() and self._handover is not None and connection.verdict is not None:
+        # A reader has nothing more to say but its farewell: else what arrives is that it is gone.
+        left = connection.wait_readable()
+        if self._handover and left:
+            self._let_unmap(connection)
+        elif self._handover and connection.verdict is not None:
             _await_unmapping(connection.sock, connection.verdict)
+
+    def close(self) -> None:
+        super().close()
+        if os.getpid() != self._owner:
+            return  # a forked child has none of the threads that serve readers
+        with self._lock:
+            self._changed.wait_for(lambda: not self._unmapping, UNMAPPING_SECONDS)
+            late = tuple(self._unmapping)
+        for connection in late:
+            connection.cut()
 
     def release(self) -> None:
         close_all(self._descriptors)
 
     def _share_devices(self, regions: Sequence[Region]) -> None:
         # Only where a GPU is involved: hosts without one never import what reaches for it.
+        from modelexpress.memory.cuda_driver import driver
         from modelexpress.memory.cuda_share import share
         from modelexpress.transport.handover import Handover
 
-        shares = []
-        for region in regions:
-            try:
+        shares: list[Share] = []
+        devices = sorted({region.device or 0 for region in regions})
+        try:
+            for region in regions:
                 shared, descriptors = share(region)
-            except DeviceError as error:
-                raise TransportUnavailable(f"device memory cannot be shared: {error}") from error
-            shares.append(shared)
-            self._descriptors += descriptors
-        self._handover = Handover(shares=shares)
+                shares.append(shared)
+                self._descriptors += descriptors
+            uuids = tuple(driver().uuid(device) for device in devices)
+        except DeviceError as error:
+            raise TransportUnavailable(f"device memory cannot be shared: {error}") from error
+        owners = tuple(devices.index(region.device or 0) for region in regions)
+        self._handover = Handover(uuids, tuple(shares), owners).encode()
+
+    def _let_unmap(self, connection: Connection) -> None:
+        """Let a reader go that has read everything, and wait until it has unmapped everything, too."""
+        with self._lock:
+            self._unmapping.add(connection)
+        try:
+            self.gate.leave(connection)
+            connection.sock.settimeout(None)
+            while connection.sock.recv(4096):
+                continue
+        finally:
+            with self._lock:
+                self._unmapping.discard(connection)
+                self._changed.notify_all()
 
 
 def _await_unmapping(sock: socket.socket, verdict: Verdict) -> None:

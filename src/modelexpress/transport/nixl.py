@@ -2,6 +2,7 @@
 
 Readers introduce themselves on a connection as with `tcp`, and are told there what NIXL needs to read the source's
 memory; its bytes travel without the source's help. Where UCX knows no better way than TCP, this transport refuses.
+Memory of GPUs is read where it is: by network cards that reach it, or over NVLink between GPUs of one host.
 """
 
 import select
@@ -12,7 +13,7 @@ from typing import TYPE_CHECKING
 
 from modelexpress.errors import PeerLost, TransportUnavailable
 from modelexpress.memory import Region
-from modelexpress.transport.base import Export, LinkLimit, Reader, Transport, require_host_memory
+from modelexpress.transport.base import Export, LinkLimit, Reader, Transport
 from modelexpress.transport.door import Door
 from modelexpress.transport.greeting import Greeting
 from modelexpress.transport.limits import copy_limit
@@ -20,9 +21,10 @@ from modelexpress.transport.local_descriptor import boot_id
 from modelexpress.transport.nixl_agent import Agent, shared_agent
 from modelexpress.transport.nixl_cards import rdma_cards
 from modelexpress.transport.nixl_descriptor import Handover, NixlDescriptor, receive_handover
+from modelexpress.transport.nixl_device import made_current
 from modelexpress.transport.nixl_library import missing
-from modelexpress.transport.nixl_native import Block
-from modelexpress.transport.nixl_reader import NixlReader
+from modelexpress.transport.nixl_native import Segment
+from modelexpress.transport.nixl_reader import NixlReader, SourceRegion
 from modelexpress.transport.nixl_source import NixlExport
 from modelexpress.transport.reception import Reception
 
@@ -77,7 +79,6 @@ class NixlTransport(Transport):
         return missing() or self._door.unavailable()
 
     def export(self, regions: Sequence[Region]) -> Export:
-        require_host_memory(self.name, regions)
         export = NixlExport(self._reception, regions, self._agent)
         try:
             self._reception.add(export)
@@ -88,7 +89,6 @@ class NixlTransport(Transport):
         return export
 
     def open(self, descriptor: bytes, token: str, device: int | None = None) -> Reader:
-        require_host_memory(self.name, device=device)
         source = NixlDescriptor.parse(descriptor)
         if source.boot_id != boot_id() and not rdma_cards():
             raise TransportUnavailable("the source runs on another host, and this one has no RDMA network card")
@@ -99,11 +99,13 @@ class NixlTransport(Transport):
             regions = _regions(source, handover)
             agent = self._agent()
             peer = handover.agent or agent.name
-            agent.peers.connect(peer, handover.metadata)
+            with made_current(device):
+                agent.peers.connect(peer, *filter(None, (handover.metadata, handover.device_metadata)))
             undo.callback(agent.peers.disconnect, peer, lost=True)
-            self._probe(agent, peer, regions, sock)
+            for segment in Segment:
+                self._probe(agent, peer, [r for r in regions if r.segment is segment], device, sock)
             undo.pop_all()
-        return NixlReader(sock, agent, peer, regions, self._stall_timeout)
+        return NixlReader(sock, agent, peer, regions, self._stall_timeout, device)
 
     def limit(self, descriptor: bytes) -> LinkLimit | None:
         if NixlDescriptor.parse(descriptor).boot_id == boot_id():
@@ -115,25 +117,41 @@ class NixlTransport(Transport):
     def close(self) -> None:
         self._reception.close()
 
-    def _probe(self, agent: Agent, peer: str, regions: Sequence[Block], sock: "socket.socket") -> None:
-        """Read a byte, so that the agents are connected before any read that matters is posted."""
-        for region in regions:
-            if region[1]:
-                break
-        else:
+    def _probe(
+        self, agent: Agent, peer: str, regions: Sequence[SourceRegion], device: int | None, sock: "socket.socket"
+    ) -> None:
+        """Read a little of regions of one kind, so that the agents are connected before any read that matters."""
+        region = next((region for region in regions if region.block[1]), None)
+        if region is None:
             return
         try:
-            agent.probe(peer, region, self._stall_timeout)
-        except PeerLost as error:
-            if select.select([sock], [], [], _LAST_WORD_SECONDS)[0]:
+            agent.probe(peer, region.block, self._stall_timeout, out_of=region.segment, device=device)
+        except (PeerLost, TransportUnavailable) as error:
+            if isinstance(error, PeerLost) and select.select([sock], [], [], _LAST_WORD_SECONDS)[0]:
                 raise  # it died, or said goodbye
-            raise TransportUnavailable("neither RDMA nor shared memory leads to the source's memory") from error
+            raise TransportUnavailable(_no_way(region.segment, device)) from error
 
 
-def _regions(source: NixlDescriptor, handover: Handover) -> list[Block]:
+def _no_way(source: Segment, device: int | None) -> str:
+    if source is Segment.HOST and device is None:
+        return "neither RDMA nor shared memory leads to the source's memory"
+    begin = "memory of a GPU" if source is Segment.DEVICE else "host memory"
+    end = "host memory" if device is None else f"GPU {device}"
+    why = (
+        "; NVLink does where the source's memory comes from cudaMalloc, not from expandable segments"
+        if source is Segment.DEVICE and device is not None
+        else ", which takes a network card that reaches the memory of GPUs"
+    )
+    return f"NIXL finds no way from the source's {begin} to {end}{why}"
+
+
+def _regions(source: NixlDescriptor, handover: Handover) -> list[SourceRegion]:
     if len(handover.places) != len(source.region_bytes):
         raise TransportUnavailable(
             f"the source offers {len(handover.places)} regions, its descriptor {len(source.region_bytes)}"
         )
     sizes = zip(handover.places, source.region_bytes, strict=True)
-    return [(address, nbytes, device) for (address, device), nbytes in sizes]
+    return [
+        SourceRegion((address, nbytes, device), Segment.DEVICE if number in handover.on_device else Segment.HOST)
+        for number, ((address, device), nbytes) in enumerate(sizes)
+    ]

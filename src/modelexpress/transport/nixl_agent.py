@@ -12,15 +12,18 @@ from collections.abc import Mapping
 from modelexpress.errors import TransferTimeout, TransportUnavailable
 from modelexpress.memory import HostArena
 from modelexpress.transport.nixl_cards import rdma_cards
+from modelexpress.transport.nixl_device import allocate, made_current
 from modelexpress.transport.nixl_library import load
 from modelexpress.transport.nixl_memory import Registrations, Span
-from modelexpress.transport.nixl_native import Block, NativeAgent
-from modelexpress.transport.nixl_peers import Peers
+from modelexpress.transport.nixl_native import Block, NativeAgent, Segment
+from modelexpress.transport.nixl_peers import IDLE_PEERS, Peers
 
 UCX_SETTINGS: Mapping[str, str] = {
     "PROTO_EMULATION_ENABLE": "n",  # never over plain TCP; nixl_native.py says why
     "RCACHE_ENABLE": "n",  # deregistered memory cannot be read any more: no cache keeps it registered
 }
+DEVICE_PROBE_BYTES = 64 << 10
+"""What is read to find out whether device memory is reached: enough for UCX to go the way that large reads go."""
 POLL_SECONDS = 100e-6
 """How long to sleep before a transfer is looked at again: NIXL has nothing that wakes one up."""
 _lock = threading.Lock()
@@ -45,36 +48,62 @@ class Agent:
         name = f"mx-{uuid.uuid4().hex}-{next(self._serial)}"
         self.native = NativeAgent(load(), name, _backend(), settings)
         self.memory = Registrations(self.native)
-        self.peers = Peers(self.native)
+        # Registrations in device memory are told apart by numbers, but not over libfabric: see `Registrations`.
+        self.peers = Peers(self.native, idle=0 if self.native.backend == "LIBFABRIC" else IDLE_PEERS)
         # Never unmapped: a probe of a peer that sleeps may land as long as the agent is there.
-        self._scratch = HostArena(mmap.PAGESIZE, "nixl-probe")
-        self._scratch_block = self.memory.hold(Span(self._scratch.region.address, mmap.PAGESIZE))
+        self._arena = HostArena(mmap.PAGESIZE, "nixl-probe")
+        self._scratch: dict[int | None, Block] = {None: self.memory.hold(Span.of(self._arena.region))}
+        self._making_scratch = threading.Lock()
 
     @property
     def name(self) -> str:
         """The agent's name, which no other agent has."""
         return self.native.name
 
-    def probe(self, peer: str, block: Block, timeout: float) -> None:
-        """Read one byte of a peer: it connects the two agents, and shows that they can reach each other.
+    def probe(
+        self, peer: str, block: Block, timeout: float, *, out_of: Segment = Segment.HOST, device: int | None = None
+    ) -> None:
+        """Read a little of a peer: it connects the two agents, and shows that they can reach each other.
 
         Connecting needs the peer's help. Reads that were posted before would land whenever it helps.
+
+        Args:
+            peer: Name of the peer.
+            block: Some of its memory.
+            timeout: Seconds that the peer may take.
+            out_of: What kind of memory the block is.
+            device: The device that is to reach it; None: the host.
 
         Raises:
             TransferTimeout: The peer did not answer within `timeout` seconds.
             PeerLost: The peer has gone, or there is no way to its memory.
+            TransportUnavailable: There is no way to its memory.
         """
         deadline = time.monotonic() + timeout
-        handle = self.native.post(
-            peer, [(self._scratch_block[0], 1, self._scratch_block[2])], [(block[0], 1, block[2])]
-        )
-        try:
-            while not self.native.landed(handle):
-                if time.monotonic() > deadline:
-                    raise TransferTimeout(f"the source's NIXL agent did not answer within {timeout:g} s")
-                time.sleep(POLL_SECONDS)
-        finally:
-            self.native.release(handle)
+        address, size, number = self._room(device)
+        nbytes = min(block[1], size)
+        into = Segment.HOST if device is None else Segment.DEVICE
+        with made_current(device):
+            handle = self.native.post(
+                peer, [(address, nbytes, number)], [(block[0], nbytes, block[2])], into=into, out_of=out_of
+            )
+            try:
+                while not self.native.landed(handle):
+                    if time.monotonic() > deadline:
+                        raise TransferTimeout(f"the source's NIXL agent did not answer within {timeout:g} s")
+                    time.sleep(POLL_SECONDS)
+            finally:
+                # A peer that sleeps may yet answer: see `leave`. It lands in room that is never given back.
+                self.peers.leave(peer, handle)
+
+    def _room(self, device: int | None) -> Block:
+        """Return where probes may land; it is never given back, as the arena is not."""
+        with self._making_scratch:
+            if device is not None and device not in self._scratch:
+                address = allocate(device, DEVICE_PROBE_BYTES)
+                self._scratch[device] = self.memory.hold(Span(address, DEVICE_PROBE_BYTES, device))
+            address, nbytes, number = self._scratch[device]
+        return (address, nbytes if device is not None else 1, number)
 
 
 _shared: Agent | None = None

@@ -39,8 +39,10 @@ class Handover(BaseModel):
 
     Args:
         agent: Name of the source's agent; empty when no region has any bytes.
-        places: Address and device of each region.
-        metadata: How the agent and these regions are reached, for NIXL.
+        places: Address of each region, and what NIXL takes for its device.
+        metadata: How the agent and the regions in host memory are reached, for NIXL.
+        on_device: Numbers of the regions that are device memory.
+        device_metadata: How the agent and those are reached.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -48,6 +50,8 @@ class Handover(BaseModel):
     agent: Annotated[str, Field(max_length=128)]
     places: Annotated[tuple[tuple[_Number, _Number], ...], Field(max_length=MAX_REGIONS)]
     metadata: Base64Bytes
+    on_device: frozenset[int] = frozenset()
+    device_metadata: Base64Bytes = b""
 
     def encode(self) -> bytes:
         """Return the message as it travels. Its hash keeps damage away from NIXL, which would crash."""

@@ -3,14 +3,14 @@
 import base64
 import select
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 from modelexpress.errors import TransportError
 from modelexpress.memory import Region
 from modelexpress.transport.nixl_agent import Agent
 from modelexpress.transport.nixl_descriptor import Handover, NixlDescriptor
 from modelexpress.transport.nixl_memory import Span
-from modelexpress.transport.nixl_native import Block
+from modelexpress.transport.nixl_native import Block, Segment
 from modelexpress.transport.reception import Reception, ServedExport
 from modelexpress.transport.server import GOODBYE_SECONDS, GREETING_SECONDS, Connection
 from modelexpress.transport.verdict import Verdict, encode_answer
@@ -82,30 +82,35 @@ class NixlExport(ServedExport):
 
     def release(self) -> None:
         with self._lock:
-            while self._held and self._agent is not None:
-                self._agent.memory.let_go(self._held.pop())
+            held, self._held = self._held, []
+            if self._agent is not None:
+                self._agent.memory.let_go(*held)
 
     def _current_handover(self) -> bytes:
         """Return the message for readers; when the agent had to be ended, that of the next one."""
         with self._lock:
             if self._agent is not None and not self._agent.native.usable:
-                self._held.clear()
+                self._held = []
                 self._handover = self._register()
             return self._handover
 
     def _register(self) -> bytes:
-        if not any(region.nbytes for region in self._regions):
+        full = [Span.of(region) for region in self._regions if region.nbytes]
+        if not full:
             return Handover(agent="", places=((0, 0),) * len(self._regions), metadata=b"").encode()
         self._agent = self._make_agent()
-        blocks: list[Block] = []
-        for region in self._regions:
-            if region.nbytes:
-                span = Span(region.address, region.nbytes)
-                blocks.append(self._agent.memory.hold(span))
-                self._held.append(span)
-        devices = {block[:2]: block[2] for block in blocks}
+        blocks = dict(zip(full, self._agent.memory.hold_all(full), strict=True))
+        self._held = full
         return Handover(
             agent=self._agent.name,
-            places=tuple((r.address, devices.get((r.address, r.nbytes), 0)) for r in self._regions),
-            metadata=base64.b64encode(self._agent.native.metadata(blocks)),
+            places=tuple((r.address, blocks[Span.of(r)][2] if r.nbytes else 0) for r in self._regions),
+            metadata=self._described(blocks, Segment.HOST),
+            on_device=frozenset(number for number, r in enumerate(self._regions) if r.device is not None),
+            device_metadata=self._described(blocks, Segment.DEVICE),
         ).encode()
+
+    def _described(self, blocks: Mapping[Span, Block], segment: Segment) -> bytes:
+        """Return what NIXL says of the regions of one kind, in base64; nothing where there are none."""
+        assert self._agent is not None, "there are registrations"
+        own = [block for span, block in blocks.items() if span.segment is segment]
+        return base64.b64encode(self._agent.native.metadata(own, segment)) if own else b""

@@ -14,7 +14,9 @@ class PendingTransfer(Transfer):
     """
 
     def __init__(self, nbytes: int) -> None:
-        self._changed = threading.Condition()
+        # Entered by the lock: what a signal raises can strike inside the Python of a condition, and leave it locked.
+        self._lock = threading.RLock()
+        self._changed = threading.Condition(self._lock)
         self._nbytes = nbytes
         self._landed = 0
         self._error: TransportError | None = None
@@ -27,7 +29,7 @@ class PendingTransfer(Transfer):
         return self._error is not None or self._landed == self._nbytes
 
     def wait(self, timeout: float | None = None) -> None:
-        with self._changed:
+        with self._lock:
             if not self._changed.wait_for(self.done, timeout):
                 raise TransferTimeout(
                     f"{self._landed} of {self._nbytes} bytes had landed after {timeout:g} s; "
@@ -39,14 +41,14 @@ class PendingTransfer(Transfer):
 
     def land(self, nbytes: int) -> None:
         """Count `nbytes` that are in their place."""
-        with self._changed:
+        with self._lock:
             self._landed += nbytes
             if self.done():
                 self._changed.notify_all()
 
     def fail(self, error: TransportError) -> None:
         """End the transfer with `error`, unless it is over already."""
-        with self._changed:
+        with self._lock:
             if not self.done():
                 self._error = error
                 self._changed.notify_all()

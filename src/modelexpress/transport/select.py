@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from modelexpress.errors import AccessDenied, TransportError, TransportUnavailable
+from modelexpress.errors import AccessDenied, ConfigurationError, TransportError, TransportUnavailable
 from modelexpress.settings import Settings
 from modelexpress.transport.base import Reader, Transport
 from modelexpress.transport.local import LocalTransport
@@ -43,14 +43,55 @@ def available(
 ) -> Selection:
     """Return every transport that can work in this process; nothing is listened on yet.
 
+    Where TLS files are set that cannot be used, what they were to protect is left out: nothing falls back to plain.
+
     Args:
-        settings: Names the one transport to use, or `auto`; read from the environment when None.
+        settings: Names the one transport to use, or `auto`, and the TLS files; read from the environment when None.
         host: Address on which a source listens for `nixl` and `tcp`.
         advertised_host: Name under which targets reach this process; empty: `host`.
-        server_tls: Makes a source encrypt `tcp`, and what `nixl` says before bytes travel.
-        client_tls: How a target checks a source that encrypts.
+        server_tls: Makes a source encrypt `tcp`, and what `nixl` says before bytes travel; None: as the settings say.
+        client_tls: How a target checks a source that encrypts; None: as the settings say.
     """
     settings = settings or Settings.read()
+    unprotected = ""
+    try:
+        server_tls, client_tls = _contexts(settings, server_tls, client_tls)
+    except ConfigurationError as error:
+        unprotected = str(error)
+    usable: list[Transport] = []
+    reasons: list[tuple[str, str]] = []
+    for transport in _every(settings, host, advertised_host, server_tls, client_tls):
+        if settings.transport not in ("auto", transport.name):
+            reasons.append((transport.name, f"MX_TRANSPORT asks for {settings.transport}"))
+        elif unprotected and not isinstance(transport, LocalTransport):
+            reasons.append((transport.name, unprotected))
+        elif (reason := transport.unavailable()) is not None:
+            reasons.append((transport.name, reason))
+        else:
+            usable.append(transport)
+    return Selection(tuple(usable), tuple(reasons))
+
+
+def _contexts(
+    settings: Settings, server: "ssl.SSLContext | None", client: "ssl.SSLContext | None"
+) -> "tuple[ssl.SSLContext | None, ssl.SSLContext | None]":
+    """Return the TLS contexts, those that were not given from the files that the settings name."""
+    if settings.tls_cert or settings.tls_key or settings.tls_ca:
+        # Only then: importing what encrypts takes longer than everything else here.
+        from modelexpress.transport.tcp_tls import client_context, server_context
+
+        return server or server_context(settings), client or client_context(settings)
+    return server, client
+
+
+def _every(
+    settings: Settings,
+    host: str,
+    advertised_host: str,
+    server_tls: "ssl.SSLContext | None",
+    client_tls: "ssl.SSLContext | None",
+) -> tuple[Transport, ...]:
+    """Return every transport there is, fastest first."""
     local = LocalTransport(stall_timeout=settings.stall_timeout)
     nixl = NixlTransport(
         host,
@@ -68,16 +109,7 @@ def available(
         server_tls=server_tls,
         client_tls=client_tls,
     )
-    usable: list[Transport] = []
-    reasons: list[tuple[str, str]] = []
-    for transport in (local, nixl, tcp):
-        if settings.transport not in ("auto", transport.name):
-            reasons.append((transport.name, f"MX_TRANSPORT asks for {settings.transport}"))
-        elif (reason := transport.unavailable()) is not None:
-            reasons.append((transport.name, reason))
-        else:
-            usable.append(transport)
-    return Selection(tuple(usable), tuple(reasons))
+    return local, nixl, tcp
 
 
 def open_first(
@@ -98,12 +130,13 @@ def open_first(
         PeerLost: The source is gone.
         TransferTimeout: The source does not answer.
     """
-    offered = {offer.name: offer.descriptor for offer in offers}
+    offered = {offer.name: offer.descriptor for offer in offers if not offer.refused}
+    refused = {offer.name: f"the source cannot offer it: {offer.refused}" for offer in offers if offer.refused}
     skipped: list[tuple[str, str]] = []
     kind: type[TransportError] = TransportUnavailable
     for transport in transports:
         if transport.name not in offered:
-            skipped.append((transport.name, "the source does not offer it"))
+            skipped.append((transport.name, refused.get(transport.name, "the source does not offer it")))
             continue
         try:
             reader = transport.open(offered[transport.name], token, device)

@@ -3,15 +3,14 @@
 import contextlib
 import socket
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 
 from modelexpress.errors import PeerLost, TransferTimeout, TransportError
-from modelexpress.memory import memory_view
 from modelexpress.transport.base import Reader, Run, Transfer
 from modelexpress.transport.crew import Crew, Part
-from modelexpress.transport.pages import make_ready
 from modelexpress.transport.stream import receive_all, set_stall_deadline, shut
+from modelexpress.transport.tcp_memory import Inlet
 from modelexpress.transport.tcp_protocol import encode_request
 from modelexpress.transport.verdict import ANSWER_BYTES, Verdict, decode_answer, error_of
 
@@ -27,12 +26,19 @@ class TcpReader(Reader):
         region_bytes: Size of each region, as the source described them.
         stall_timeout: Seconds without a byte after which the source counts as lost.
         tls: Whether the connections are encrypted.
+        inlet: Makes what each connection's thread receives into.
     """
 
     def __init__(
-        self, sockets: Sequence[socket.socket], region_bytes: Sequence[int], stall_timeout: float, tls: bool
+        self,
+        sockets: Sequence[socket.socket],
+        region_bytes: Sequence[int],
+        stall_timeout: float,
+        tls: bool,
+        inlet: Callable[[], Inlet],
     ) -> None:
         self._sockets = sockets
+        self._inlet = inlet
         self._stall_timeout = stall_timeout
         self._tls = tls
         for sock in sockets:
@@ -52,7 +58,8 @@ class TcpReader(Reader):
 
     def _work(self, sock: socket.socket) -> None:
         try:
-            self._stream(sock)
+            with contextlib.closing(self._inlet()) as inlet:
+                self._stream(sock, inlet)
         except (TimeoutError, BlockingIOError):
             self._crew.fail(
                 TransferTimeout(
@@ -67,7 +74,7 @@ class TcpReader(Reader):
         finally:
             shut(sock)
 
-    def _stream(self, sock: socket.socket) -> None:
+    def _stream(self, sock: socket.socket, inlet: Inlet) -> None:
         """Keep a few parts on their way until there are no more."""
         asked: deque[Part] = deque()
         while True:
@@ -78,16 +85,14 @@ class TcpReader(Reader):
                     sock.sendall(encode_request(part.runs))
             if not asked:
                 return
-            self._receive(sock, asked.popleft())
+            self._receive(sock, asked.popleft(), inlet)
 
-    def _receive(self, sock: socket.socket, part: Part) -> None:
+    def _receive(self, sock: socket.socket, part: Part, inlet: Inlet) -> None:
         head = memoryview(bytearray(ANSWER_BYTES))
         receive_all(sock, [head], self._tls)
         verdict, length = decode_answer(head)
         if verdict is Verdict.GRANTED:
-            for run in part.runs:
-                make_ready(run.address, run.nbytes)
-            receive_all(sock, [memory_view(run.address, run.nbytes) for run in part.runs], self._tls)
+            inlet.receive(sock, part.runs)
             self._crew.land(part)
             return
         message = memoryview(bytearray(length))

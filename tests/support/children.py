@@ -1,0 +1,67 @@
+"""Processes of a test's own: started as modules of this folder, spoken to line by line, never outliving their block."""
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Mapping
+from types import TracebackType
+from typing import Any, Self
+
+
+class Child:
+    """A process that runs a module, with its standard input and output as pipes.
+
+    Args:
+        module: The module's name.
+        options: Its arguments.
+        environment: Variables that it has beside those of this process.
+    """
+
+    def __init__(self, module: str, *options: str, environment: Mapping[str, str] | None = None) -> None:
+        self.process = subprocess.Popen(
+            [sys.executable, "-m", module, *options],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+            env=os.environ | dict(environment or {}),
+        )
+
+    def line(self) -> str:
+        """Return the next line that it prints; "" when it has ended."""
+        assert self.process.stdout is not None
+        return self.process.stdout.readline().strip()
+
+    def answer(self) -> Any:
+        """Return what it prints next, as JSON."""
+        line = self.line()
+        assert line, f"the process ended with status {self.process.wait(20)}"
+        return json.loads(line)
+
+    def tell(self, what: str) -> None:
+        """Send it a line."""
+        assert self.process.stdin is not None
+        self.process.stdin.write(what + "\n")
+        self.process.stdin.flush()
+
+    def kill(self) -> None:
+        """Kill it as the kernel would."""
+        self.process.kill()
+        self.process.wait(20)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.kill()
+        for stream in (self.process.stdin, self.process.stdout):
+            if stream is not None:
+                stream.close()
+
+
+def say(line: str) -> None:
+    """Print a line at once: what a child does when it is ready, or asked."""
+    sys.stdout.write(line + "\n")
+    sys.stdout.flush()
