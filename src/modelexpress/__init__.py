@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from modelexpress.client import AsyncClient, Client
     from modelexpress.errors import ModelExpressError
     from modelexpress.identity import BackendFramework, SourceIdentity, SourceType
+    from modelexpress.memory.cuda_arena import CudaArena
     from modelexpress.peer import Publication, Worker
     from modelexpress.settings import Settings
     from modelexpress.weights.foresee import LoadPlan, plan, plan_folder
@@ -24,6 +25,7 @@ __all__ = [
     "AsyncClient",
     "BackendFramework",
     "Client",
+    "CudaArena",
     "LoadPlan",
     "LoadReport",
     "ModelExpressError",
@@ -44,6 +46,7 @@ _HOMES = {
     "AsyncClient": "client",
     "BackendFramework": "identity",
     "Client": "client",
+    "CudaArena": "memory.cuda_arena",
     "LoadPlan": "weights.foresee",
     "LoadReport": "weights.report",
     "ModelExpressError": "errors",

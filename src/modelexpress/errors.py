@@ -30,6 +30,7 @@ ModelExpressError
     ├── NoSourceFound
     ├── CheckpointError
     ├── UnsupportedModel
+    ├── NoRoom
     └── PartialModel
 
 A message says what happened, to what, and what to do about it.
@@ -196,6 +197,10 @@ class CheckpointError(LoadError):
 
 class UnsupportedModel(LoadError):
     """The model holds tensors that cannot be moved."""
+
+
+class NoRoom(LoadError):
+    """The memory that the model needs is not there; nothing of the model was changed."""
 
 
 class PartialModel(LoadError):

@@ -102,17 +102,29 @@ class Settings(BaseModel):
     tls_ca: str = Field(
         default="",
         validation_alias="MX_TLS_CA",
-        description="PEM file of authorities; set: clients speak TLS to a registry whose certificate they signed.",
+        description="PEM file of authorities; set: clients speak TLS to a registry whose certificate they signed, and "
+        "targets check sources that encrypt.",
     )
     tls_cert: str = Field(
         default="",
         validation_alias="MX_TLS_CERT",
-        description="PEM file with the certificate that clients show to a registry that asks for one.",
+        description="PEM file with the certificate that clients show to a registry that asks for one, and that a "
+        "source encrypts tcp with: it must name MX_WORKER_HOST, or the address that stands for it.",
     )
     tls_key: str = Field(
         default="",
         validation_alias="MX_TLS_KEY",
         description="PEM file with the private key of MX_TLS_CERT.",
+    )
+    reader_limit: Annotated[int, Field(ge=1, le=64)] = Field(
+        default=1,
+        validation_alias="MX_READER_LIMIT",
+        description="Readers that a source serves at once; others read from these. 1: a chain, more: a tree.",
+    )
+    uplink_limit: Annotated[int, Field(ge=0)] = Field(
+        default=0,
+        validation_alias="MX_UPLINK_LIMIT",
+        description="Bytes a second that all readers of a worker together may take, while it serves; 0: no limit.",
     )
     model_revision: str = Field(
         default="",

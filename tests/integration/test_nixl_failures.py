@@ -68,14 +68,17 @@ def test_a_killed_source_is_noticed_at_once_and_others_are_not_disturbed(
             assert time.monotonic() - started < AT_ONCE
             survivor.read([second.run(0, 0, BIG)]).wait(PROMPT)
         assert second.bytes == content(0, BIG)
+        target.bytes[:] = bytes(BIG)
         read_once(transport, kept)
+        assert not any(target.bytes), "whatever makes progress would copy what was left of the first"
 
 
 def test_a_forked_child_of_a_killed_source_does_not_hide_its_death(
     source: TransportSource, big: Exported, transport: Transport
 ) -> None:
+    target = Target(BIG)  # it must outlive the reader: bytes land in it until the reader is closed
     with transport.open(big.descriptor, TOKEN) as reader:
-        transfer = long_read(reader, Target(BIG))
+        transfer = long_read(reader, target)
         child = source.ask("fork")
         source.kill()
         started = time.monotonic()
@@ -86,7 +89,7 @@ def test_a_forked_child_of_a_killed_source_does_not_hide_its_death(
 
 
 def test_a_source_that_freezes_while_the_agents_connect(
-    source: TransportSource, big: Exported, transport: Transport
+    source: TransportSource, big: Exported, transport: Transport, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     found = NixlDescriptor.parse(big.descriptor)
     agent = shared_agent()
@@ -99,7 +102,12 @@ def test_a_source_that_freezes_while_the_agents_connect(
         agent.peers.connect(handover.agent, handover.metadata)
         with pytest.raises(TransferTimeout):
             agent.probe(handover.agent, (address, BIG, device), 0.5)
-        agent.peers.disconnect(handover.agent, lost=True)
+        with monkeypatch.context() as asleep:
+            removed: list[str] = []
+            asleep.setattr(agent.native, "remove_peer", removed.append)
+            asleep.setattr(agent.native, "release", removed.append)
+            agent.peers.disconnect(handover.agent, lost=True)
+            assert not removed, "UCX looks at both when the source goes on"
         source.go_on()
     read_once(transport, big)
 
@@ -156,7 +164,9 @@ def test_nothing_lands_after_close_even_when_a_read_cannot_be_cancelled(source: 
         assert not emulating.native.usable, "nothing less stops what was posted"
         target.bytes[:] = bytes(BIG)
         source.go_on()
-        with suppress(OSError, ValueError):  # UCX may abort a source that was about to answer: why it is not used
+        with suppress(
+            OSError, ValueError, AssertionError
+        ):  # UCX may abort a source that was about to answer: why it is not used
             source.export([4 * BIG])
         assert not any(target.bytes)
 

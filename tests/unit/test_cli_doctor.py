@@ -1,20 +1,35 @@
 """`mx doctor`: what is wrong is found, and each finding says what to do."""
 
+import ctypes
 import json
 import os
 import socket
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any, Literal
 
 import pytest
 
-from modelexpress.cli.checkup_machine import check_arena, check_machine, check_packages
+from modelexpress.cli.checkup_links import (
+    check_gpu_links,
+    check_links,
+    check_rdma,
+    check_ucx,
+    check_ways,
+    network_interfaces,
+)
+from modelexpress.cli.checkup_machine import check_accelerators, check_arena, check_machine, check_packages
 from modelexpress.cli.checkup_network import check_registry, check_settings, check_transports, check_worker_port
 from modelexpress.cli.doctor import examine
 from modelexpress.cli.findings import Finding, State
 from modelexpress.cli.machine import Machine, container_limit
+from modelexpress.cli.nvml import Gpu, Link, Survey, survey
+from modelexpress.cli.ucx_probe import Ucx, ask
 from modelexpress.settings import Settings
+from modelexpress.transport.nixl_cards import Card
+from modelexpress.transport.nixl_library import missing
 
 
 def only(findings: list[Finding], name: str) -> Finding:
@@ -113,3 +128,140 @@ def test_a_machine_describes_itself() -> None:
     assert machine.cores > 0
     assert machine.memory_bytes > 1 << 20
     assert machine.python in str(machine)
+
+
+GPUS = Survey("580.1", (Gpu("NVIDIA H200", 150 << 30, 18),) * 2, ((0, 1, Link.NVLINK),))
+UCX = Ucx(("LIBFABRIC", "UCX"), "1.23.0", ("cma", "cuda_cpy", "cuda_ipc", "tcp"))
+CARD = Card("mlx5_0", "mlx5_core", 50e9)
+
+
+def test_gpus_are_named_with_what_torch_can_do_with_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "1")
+    found = check_accelerators(GPUS)
+    assert "2 × NVIDIA H200 (150 GiB), of which CUDA_VISIBLE_DEVICES=1 shows some, driver 580.1" in found.detail
+    assert "torch" in found.detail
+
+
+@pytest.mark.parametrize("link", list(Link))
+def test_links_between_gpus_are_summed_up(link: Link) -> None:
+    pairs = ((0, 1, Link.NVLINK), (0, 2, link), (1, 2, link))
+    found = check_gpu_links(Survey("580.1", GPUS.gpus + GPUS.gpus[:1], pairs))
+    assert ("all" if link is Link.NVLINK else f"NVLink: 0–1; {link.value}: 0–2, 1–2") in found.detail
+    assert (found.state is State.LIMITED) == (link is Link.NONE)
+
+
+def port(folder: Path, state: str) -> None:
+    folder.mkdir(parents=True)
+    (folder / "state").write_text(state)
+    (folder / "rate").write_text("400 Gb/sec (4X NDR)\n")
+
+
+def test_rdma_cards_are_listed_with_their_rates(tmp_path: Path) -> None:
+    assert check_rdma(tmp_path / "none").detail == "none"
+    port(tmp_path / "mlx5_1/ports/1", "1: DOWN\n")
+    assert check_rdma(tmp_path).state is State.LIMITED
+    port(tmp_path / "mlx5_0/ports/1", "4: ACTIVE\n")
+    found = check_rdma(tmp_path)
+    assert found.state is State.WORKS
+    assert "mlx5_0" in found.detail
+    assert "400 Gbit/s, mlx5_1 is down" in found.detail
+
+
+def test_interfaces_that_are_up_are_listed_with_their_speed(tmp_path: Path) -> None:
+    assert network_interfaces(tmp_path / "none") == {}
+    for name, state, speed in (("eth0", "up", "25000"), ("eth1", "down", "25000"), ("eth2", "up", "-1")):
+        (tmp_path / name / "device").mkdir(parents=True)
+        (tmp_path / name / "operstate").write_text(f"{state}\n")
+        (tmp_path / name / "speed").write_text(f"{speed}\n")
+    (tmp_path / "lo").mkdir()
+    assert network_interfaces(tmp_path) == {"eth0": 25.0, "eth2": None}
+
+
+def test_a_nixl_that_cannot_reach_gpus_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert check_ucx(UCX, GPUS).state is State.WORKS
+    assert check_ucx(Ucx(("UCX",), "1.23.0", ("tcp",)), GPUS).state is State.LIMITED
+    assert check_ucx(Ucx(("UCX",), "1.23.0", ("tcp",)), None).state is State.WORKS
+    assert "it broke" in check_ucx("it broke", None).detail
+    monkeypatch.setenv("UCX_TLS", "tcp")
+    assert "UCX_TLS=tcp restricts" in check_ucx(UCX, None).detail
+
+
+@pytest.mark.skipif(missing() is not None, reason=str(missing()))
+def test_ucx_is_asked_in_a_process_of_its_own() -> None:
+    found = ask()
+    assert isinstance(found, Ucx), found
+    assert "UCX" in found.plugins
+    assert {"tcp", "posix"} <= set(found.components)
+
+
+@pytest.mark.parametrize(
+    ("transport", "gpus", "cards", "within", "between"),
+    [
+        ("auto", None, (), "local: the kernel", "tcp"),
+        ("auto", GPUS, (), "over NVLink", "tcp"),
+        ("nixl", GPUS, (CARD,), "nixl, as `local`", "nixl by UCX over mlx5_0 (mlx5_core) 400 Gbit/s, to and from"),
+        ("nixl", None, (Card("efa_0", "efa", 12.5e9),), "nixl, as `local`", "nixl by libfabric"),
+        ("local", None, (), "local: the kernel", "nothing can be loaded"),
+    ],
+)
+def test_a_sentence_says_what_a_load_would_use(
+    transport: Literal["auto", "local", "nixl"], gpus: Survey | None, cards: tuple[Card, ...], within: str, between: str
+) -> None:
+    if transport == "nixl" and missing() is not None:
+        pytest.skip(str(missing()))
+    found = list(check_ways(Settings(transport=transport), gpus, cards))
+    assert within in only(found, "within this host").detail
+    assert between in only(found, "between hosts").detail
+
+
+def test_everything_about_links_is_said_on_any_machine() -> None:
+    names = {finding.name for finding in check_links(Settings())}
+    assert {"RDMA cards", "network", "within this host", "between hosts"} <= names
+
+
+class NvmlDouble:
+    """NVIDIA's management library with two GPUs that are linked; `silent` are functions that answer with an error."""
+
+    def __init__(self, *silent: str) -> None:
+        self._silent = silent
+        self.running = False
+
+    def __getattr__(self, name: str) -> Callable[..., int]:
+        return lambda *arguments: 3 if name in self._silent else self._answer(name, *arguments)
+
+    def _answer(self, name: str, *arguments: Any) -> int:
+        if name in ("nvmlInit_v2", "nvmlShutdown"):
+            self.running = name == "nvmlInit_v2"
+            return 0
+        assert self.running
+        if name in ("nvmlDeviceGetName", "nvmlSystemGetDriverVersion"):
+            arguments[-2].value = b"H200" if name == "nvmlDeviceGetName" else b"580.1"
+        elif name == "nvmlDeviceGetMemoryInfo":
+            arguments[-1]._obj.total = 5 << 30
+        elif name == "nvmlDeviceGetNvLinkState":
+            arguments[-1]._obj.value = int(arguments[1].value < 4)
+        else:
+            arguments[-1]._obj.value = {"nvmlDeviceGetCount_v2": 2, "nvmlDeviceGetP2PStatus": 0}.get(name, 7)
+        return 0
+
+
+@pytest.mark.parametrize(
+    ("silent", "links"),
+    [
+        ((), ((0, 1, Link.NVLINK),)),
+        (("nvmlDeviceGetP2PStatus",), ((0, 1, Link.UNKNOWN),)),
+        (("nvmlInit_v2",), None),
+        (("nvmlDeviceGetHandleByIndex_v2",), None),
+    ],
+)
+def test_what_the_management_library_says_is_understood(
+    monkeypatch: pytest.MonkeyPatch, silent: tuple[str, ...], links: object
+) -> None:
+    double = NvmlDouble(*silent)
+    monkeypatch.setattr(ctypes, "CDLL", lambda name: double)
+    found = survey()
+    assert not double.running
+    assert (found.links if found else None) == links
+    if found:
+        assert found.driver == "580.1"
+        assert found.gpus == (Gpu("H200", 5 << 30, 4),) * 2

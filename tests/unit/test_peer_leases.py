@@ -6,6 +6,7 @@ import pytest
 
 from modelexpress.errors import LeaseExpired, SourceBusy
 from modelexpress.peer.leases import Lease, LeaseTable
+from modelexpress.wire.records import Member
 from tests.support.waiting import wait_until
 
 
@@ -14,16 +15,16 @@ class Book:
 
     def __init__(self, ttl: float = 30.0, most: int = 3) -> None:
         self.ended: list[str] = []
-        self.table = LeaseTable(ttl, most, lambda lease: self.ended.append(lease.reader_id))
+        self.table = LeaseTable(ttl, most, lambda lease: self.ended.append(lease.reader.worker_id))
 
     def grant(self, reader: str, source_id: str = "s") -> Lease:
-        lease = Lease(source_id, reader, "host", 100)
+        lease = Lease(source_id, Member(reader), "host", 100)
         self.table.grant(lease)
         return lease
 
 
 def test_lease_ids_cannot_be_guessed() -> None:
-    ids = {Lease("s", "r", "h", 0).lease_id for _ in range(100)}
+    ids = {Lease("s", Member("r"), "h", 0).lease_id for _ in range(100)}
     assert len(ids) == 100
     assert {len(lease_id) for lease_id in ids} == {32}
 
@@ -44,7 +45,7 @@ def test_every_end_is_told_once() -> None:
 
 def test_whoever_is_told_may_use_the_table() -> None:
     table = LeaseTable(30.0, 3, lambda lease: table.release_all(lease.source_id))
-    leases = [Lease("s", str(i), "h", 0) for i in range(3)]
+    leases = [Lease("s", Member(str(i)), "h", 0) for i in range(3)]
     for lease in leases:
         table.grant(lease)
     table.release(leases[0].lease_id)

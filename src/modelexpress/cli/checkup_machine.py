@@ -1,19 +1,24 @@
 """What `mx doctor` looks at on the machine itself: Python, packages, memory, digests, accelerators."""
 
+import importlib.util
 import os
 import platform
+import runpy
 import shutil
 import sys
+from collections import Counter
 from collections.abc import Iterator
 from importlib import metadata
 from pathlib import Path
 
 from modelexpress.cli.findings import Finding, broken, limited, works
 from modelexpress.cli.machine import available_bytes, container_limit, memory_bytes
+from modelexpress.cli.nvml import Survey, survey
 from modelexpress.errors import ConfigurationError
 
 _GIB = 1 << 30
 _FEW_DESCRIPTORS = 1024
+_CUDA_BUILD = "install the build of torch for the driver's CUDA version: https://pytorch.org/get-started/locally"
 
 _REQUIRED = ("grpcio", "protobuf", "numpy", "pydantic", "safetensors")
 _OPTIONAL = {
@@ -109,18 +114,33 @@ def check_descriptors() -> Finding:
     return works("machine", "file descriptors", detail)
 
 
-def check_accelerators() -> Finding:
-    """Return which accelerators torch sees; importing torch takes a second or two."""
+def check_accelerators(gpus: Survey | None = None) -> Finding:
+    """Return which GPUs there are, and whether torch is built for them; torch is not imported, which takes a second."""
+    gpus = gpus or survey()
+    if gpus is None:
+        remedy = "none is needed for weights in host memory; else install NVIDIA's driver"
+        return limited("machine", "accelerators", "there is no GPU, or no driver for it", remedy)
+    kinds = Counter(f"{gpu.name} ({gpu.nbytes / _GIB:.0f} GiB)" for gpu in gpus.gpus)
+    names = ", ".join(f"{count} × {name}" for name, count in kinds.items())
+    seen = os.environ.get("CUDA_VISIBLE_DEVICES")
+    shown = f", of which CUDA_VISIBLE_DEVICES={seen} shows some" if seen is not None else ""
+    detail = f"{names}{shown}, driver {gpus.driver}"
+    if (torch := _version("torch")) is None:
+        return limited("machine", "accelerators", f"{detail}; torch is missing", "pip install 'modelexpress[torch]'")
+    if (cuda := _cuda_of_torch()) is None:
+        return limited("machine", "accelerators", f"{detail}; torch {torch} is built without CUDA", _CUDA_BUILD)
+    return works("machine", "accelerators", f"{detail}; torch {torch} for CUDA {cuda}")
+
+
+def _cuda_of_torch() -> str | None:
+    """Return the version of CUDA that torch is built for; None without torch, or for a build without CUDA."""
+    spec = importlib.util.find_spec("torch")
+    if spec is None or spec.origin is None:
+        return None
     try:
-        import torch
-    except ModuleNotFoundError:
-        return limited("machine", "accelerators", "unknown without torch", "pip install 'modelexpress[torch]'")
-    count = torch.cuda.device_count()
-    if count == 0:
-        remedy = "none is needed for weights in host memory; else install the driver and a CUDA build of torch"
-        return limited("machine", "accelerators", f"torch {torch.__version__} sees none", remedy)
-    names = ", ".join(sorted({torch.cuda.get_device_name(index) for index in range(count)}))
-    return works("machine", "accelerators", f"{count}: {names}")
+        return runpy.run_path(str(Path(spec.origin).with_name("version.py"))).get("cuda")
+    except OSError:
+        return None
 
 
 def _version(distribution: str) -> str | None:

@@ -12,7 +12,7 @@ from modelexpress.cli.findings import Finding, broken, limited, works
 from modelexpress.errors import ModelExpressError, RegistryUnreachable
 from modelexpress.settings import Settings, variables
 
-_PATIENCE = 3.0
+_PATIENCE = 1.0
 """Seconds that the registry gets to answer."""
 
 _PREFIXES = ("MX_", "MODEL_EXPRESS_")

@@ -10,6 +10,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from modelexpress.cli.checkup_links import check_links
 from modelexpress.cli.checkup_machine import check_machine
 from modelexpress.cli.checkup_network import check_registry, check_settings, check_transports, check_worker_port
 from modelexpress.cli.findings import Finding, State
@@ -40,6 +41,7 @@ def examine(settings: Settings) -> Iterator[Finding]:
     """Yield everything that is worth knowing about this machine and this environment."""
     yield from check_machine()
     yield from check_transports(settings)
+    yield from check_links(settings)
     yield check_worker_port(settings)
     yield check_registry(settings)
     yield from check_settings()

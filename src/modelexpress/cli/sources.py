@@ -1,4 +1,4 @@
-"""`mx sources`: who holds what, and is alive."""
+"""`mx sources`: who holds what, is alive, and feeds whom."""
 
 import asyncio
 import dataclasses
@@ -12,6 +12,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from modelexpress.cli.feeding import Fed, feeding
 from modelexpress.cli.options import JsonOption, RegistryOption
 from modelexpress.cli.printable import printable
 from modelexpress.client import AsyncClient
@@ -20,6 +21,7 @@ from modelexpress.wire.records import SourceRef, SourceStatus, WorkerRecord
 
 _AT_ONCE = 16
 _FILE_WIDTH = 300
+_DEEPEST = 30
 _COLOURS = {SourceStatus.READY: "green", SourceStatus.INITIALIZING: "yellow", SourceStatus.STALE: "red"}
 
 
@@ -39,6 +41,7 @@ class Source:
     worker_id: str
     training_step: int | None
     source_load: float | None
+    readers: list[Fed] = dataclasses.field(default_factory=list)
 
 
 def sources(
@@ -48,10 +51,14 @@ def sources(
         bool, typer.Option("--all", help="Also those that are starting, stale or withdrawn.")
     ] = False,
     limit: Annotated[int, typer.Option(min=1, help="At most so many, the ones heard last first.")] = 1000,
+    readers: Annotated[bool, typer.Option(help="Ask each worker who reads from it, and how far they are.")] = True,
     as_json: JsonOption = False,
 ) -> None:
-    """Show who holds which weights and caches, and when they were last heard."""
+    """Show who holds which weights and caches, when they were last heard, and who reads from whom."""
     found = asyncio.run(_fetch(registry, model, None if everything else SourceStatus.READY, limit))
+    if readers:
+        for source, fed in zip(found, feeding((s.endpoint, s.source_id) for s in found), strict=True):
+            source.readers.extend(fed)
     found.sort(key=lambda source: (source.model, source.source_id, source.rank, source.worker_id))
     # Where there is no terminal to fit into, a row is a line, for grep.
     console = Console(width=None if sys.stdout.isatty() else _FILE_WIDTH)
@@ -111,7 +118,21 @@ def _table(found: list[Source]) -> Table:
             Text(source.accelerator or "-"),
             source.source_id,
         )
+        _add_readers(table, source.readers, 1)
     return table
+
+
+def _add_readers(table: Table, readers: list[Fed], depth: int) -> None:
+    """Add a row for each reader below what it reads from."""
+    # Not by recursion: a chain may be longer than Python's stack is deep.
+    waiting = [(reader, depth) for reader in reversed(readers)]
+    while waiting:
+        reader, depth = waiting.pop()
+        done = reader.verified_bytes / reader.total_bytes if reader.total_bytes else 0.0
+        rate = f"{printable(reader.worker_id)}  {done:.0%} of {reader.total_bytes / 1e9:.2f} GB"
+        name = Text(f"{' ' * min(depth, _DEEPEST)}└ {rate}")
+        table.add_row(name, "", Text("reading", style="cyan"), f"{reader.seconds:.0f} s", reader.endpoint or "-")
+        waiting += [(below, depth + 1) for below in reversed(reader.readers)]
 
 
 def _ago(seconds: float) -> str:

@@ -1,18 +1,25 @@
 """Worker to worker: the server beside an engine, its publications, and the client that reads from others."""
 
-from modelexpress.peer.client import HeldLease, PeerClient
+from modelexpress.peer.client import PeerClient
+from modelexpress.peer.held_lease import HeldLease
 from modelexpress.peer.host import host_id, new_worker_id
 from modelexpress.peer.material import Material, file_specs
 from modelexpress.peer.publication import Publication, PublicationState
-from modelexpress.peer.worker import HOST_TOPOLOGY, Worker
+from modelexpress.peer.relay import Relay
+from modelexpress.peer.seeking import Seeker, Upstream
+from modelexpress.peer.worker import ENDPOINT_TOPOLOGY, HOST_TOPOLOGY, Worker
 
 __all__ = [
+    "ENDPOINT_TOPOLOGY",
     "HOST_TOPOLOGY",
     "HeldLease",
     "Material",
     "PeerClient",
     "Publication",
     "PublicationState",
+    "Relay",
+    "Seeker",
+    "Upstream",
     "Worker",
     "file_specs",
     "host_id",

@@ -1,7 +1,6 @@
-"""The client side of a worker server: acquire a lease, read the manifest, report, release."""
+"""The client side of a worker server: ask for a lease, read the manifest, report, follow, release."""
 
-import logging
-import threading
+from collections.abc import Callable, Iterable
 from hashlib import sha256
 from types import TracebackType
 from typing import Self
@@ -9,25 +8,26 @@ from typing import Self
 import grpc
 
 from modelexpress.client.channel import connection
-from modelexpress.errors import ManifestInvalid, PeerError
+from modelexpress.errors import ManifestInvalid, PeerError, SourceBusy
+from modelexpress.peer.joining import Redirected
 from modelexpress.peer.status import calling
 from modelexpress.transfer.manifest import Manifest, Scope
+from modelexpress.transfer.prefix import Prefix
 from modelexpress.wire import peer_pb2, peer_pb2_grpc
+from modelexpress.wire.asking import asking_to_message
+from modelexpress.wire.manifest_pages import read_pages
 from modelexpress.wire.peer import (
     LeaseGrant,
     MessageInvalid,
     grant_from_message,
-    read_pages,
+    members_from_messages,
     readers_from_message,
 )
-from modelexpress.wire.records import FileSpec, ReaderStatus
-
-logger = logging.getLogger(__name__)
+from modelexpress.wire.records import Asking, FileSpec, Member, ReaderStatus
 
 _COURTESY = 1.0
 """Seconds for calls that only help the source: a frozen one must not hold up its reader."""
 _MOST_FILE_BYTES = 256 << 20
-_SHORTEST_REPORT = 0.05
 _OPTIONS = (
     ("grpc.max_receive_message_length", 64 << 20),
     ("grpc.initial_reconnect_backoff_ms", 100),
@@ -48,12 +48,17 @@ class PeerClient:
     def __init__(self, address: str, timeout: float = 5.0) -> None:
         self.address = address
         self._timeout = timeout
-        self._metadata = connection(address, timeout, None, None).metadata
-        self._channel = grpc.insecure_channel(address, options=_OPTIONS)
+        own = connection(address, timeout, None, None)
+        self._metadata = own.metadata
+        if own.tls is not None and own.tls.certificate is not None:
+            # Who has a certificate of its own is of a fleet whose workers all have one.
+            self._channel = grpc.secure_channel(address, own.tls.credentials(), options=_OPTIONS)
+        else:
+            self._channel = grpc.insecure_channel(address, options=_OPTIONS)
         self._stub = peer_pb2_grpc.PeerServiceStub(self._channel)
 
-    def acquire(self, source_id: str, worker_id: str, reader_id: str, reader_host: str) -> LeaseGrant:
-        """Ask for a lease.
+    def ask(self, source_id: str, worker_id: str, asking: Asking, host: str) -> LeaseGrant | Redirected:
+        """Ask for a lease, or to be told whom else to ask.
 
         Raises:
             SourceGone: Another worker answers there, or it holds this material no longer.
@@ -61,18 +66,30 @@ class PeerClient:
             PeerUnreachable: Nobody answers there.
             ManifestInvalid: It grants what no honest source would.
         """
-        request = peer_pb2.AcquireLeaseRequest(
-            source_id=source_id, worker_id=worker_id, reader_id=reader_id, reader_host=reader_host
-        )
+        request = asking_to_message(asking, source_id, worker_id, host)
         with calling(self.address):
             answer = self._stub.AcquireLease(request, timeout=self._timeout, metadata=self._metadata())
         try:
-            return grant_from_message(answer)
+            members = members_from_messages(answer.redirect)
+            return Redirected(members) if members else grant_from_message(answer)
         except MessageInvalid as error:
             raise ManifestInvalid(f"worker {self.address} granted a lease that is no use: {error}") from error
 
+    def acquire(self, source_id: str, worker_id: str, reader_id: str, reader_host: str) -> LeaseGrant:
+        """Ask this worker, and no other one, for a lease.
+
+        Raises:
+            SourceBusy: It has readers that are to be asked instead.
+            PeerError: As `ask` does.
+            ManifestInvalid: As `ask` does.
+        """
+        answer = self.ask(source_id, worker_id, Asking(Member(reader_id)), reader_host)
+        if isinstance(answer, Redirected):
+            raise SourceBusy(f"worker {self.address} is full; its readers pass on what they have")
+        return answer
+
     def manifest(self, grant: LeaseGrant) -> Manifest:
-        """Read the whole manifest.
+        """Read the whole manifest, unless it came with the lease.
 
         Raises:
             ManifestInvalid: It contradicts itself.
@@ -83,7 +100,9 @@ class PeerClient:
         head = grant.manifest
         try:
             with calling(self.address):
-                pages = self._stub.ReadManifest(request, timeout=10 * self._timeout, metadata=self._metadata())
+                pages: Iterable[peer_pb2.ManifestPage] = grant.pages
+                if not grant.pages and head.tensor_count:
+                    pages = self._stub.ReadManifest(request, timeout=10 * self._timeout, metadata=self._metadata())
                 tensors, digests = read_pages(pages, head)
             return Manifest(
                 Scope(head.scope),
@@ -116,11 +135,34 @@ class PeerClient:
             raise ManifestInvalid(f"file '{file.path}' from worker {self.address} does not match its SHA-256")
         return bytes(data)
 
-    def report(self, lease_id: str, verified_bytes: int) -> float:
-        """Say how far this reader is; return the seconds that the lease now lasts."""
-        request = peer_pb2.ReportProgressRequest(lease_id=lease_id, verified_bytes=verified_bytes)
+    def report(self, lease_id: str, verified_bytes: int, verified_chunks: int = 0) -> int:
+        """Say how far this reader is; return how many bytes a second it may read, 0 for as many as it can."""
+        request = peer_pb2.ReportProgressRequest(
+            lease_id=lease_id, verified_bytes=verified_bytes, verified_chunks=verified_chunks
+        )
         with calling(self.address):
-            return float(self._stub.ReportProgress(request, timeout=_COURTESY, metadata=self._metadata()).ttl_seconds)
+            answer = self._stub.ReportProgress(request, timeout=_COURTESY, metadata=self._metadata())
+        return int(answer.bytes_per_second)
+
+    def follow(self, lease_id: str, prefix: Prefix, stop: Callable[[Callable[[], object]], object]) -> None:
+        """Let `prefix` grow with what the source verifies, until it is complete; on failure, end it.
+
+        Args:
+            lease_id: Of the lease.
+            prefix: Ended with the reason when the source says no more.
+            stop: Given a function that ends this call.
+        """
+        request = peer_pb2.FollowPrefixRequest(lease_id=lease_id)
+        updates = self._stub.FollowPrefix(request, metadata=self._metadata())
+        stop(updates.cancel)
+        try:
+            with calling(self.address):
+                for update in updates:
+                    prefix.hear(update.verified_chunks)
+        except PeerError as error:
+            prefix.end(str(error))
+        else:
+            prefix.end(f"worker {self.address} stopped saying how far it is")
 
     def release(self, lease_id: str) -> None:
         """End a lease."""
@@ -148,39 +190,3 @@ class PeerClient:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
-
-
-class HeldLease:
-    """A lease in use: a thread reports progress, which keeps it alive, until the block ends and it is released.
-
-    A source that cannot be told is not an error here: if it is gone, the transfer says so.
-    """
-
-    def __init__(self, client: PeerClient, grant: LeaseGrant) -> None:
-        self.grant = grant
-        self.verified_bytes = 0
-        self._client = client
-        self._stop = threading.Event()
-        self._thread = threading.Thread(target=self._report, name="mx-lease", daemon=True)
-
-    def __enter__(self) -> Self:
-        self._thread.start()
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self._stop.set()
-        self._thread.join()
-        try:
-            self._client.release(self.grant.lease_id)
-        except PeerError as gone:
-            logger.debug("lease not released, it will expire: %s", gone)
-
-    def _report(self) -> None:
-        interval = min(1.0, max(self.grant.ttl_seconds / 4, _SHORTEST_REPORT))
-        while not self._stop.wait(interval):
-            try:
-                self._client.report(self.grant.lease_id, self.verified_bytes)
-            except PeerError as error:
-                logger.debug("progress not reported: %s", error)

@@ -8,7 +8,11 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 from modelexpress.errors import LeaseExpired, SourceBusy
-from modelexpress.wire.records import ReaderStatus
+from modelexpress.peer.joining import Admitted, Reading, Redirected
+from modelexpress.wire.records import Member, ReaderStatus
+
+Decide = Callable[[list[Reading]], Admitted | Redirected]
+"""Given the readers of a material, says whether another one may read, too."""
 
 
 @dataclass
@@ -16,13 +20,14 @@ class Lease:
     """One reader's permission to read one material, renewed by hearing of the reader."""
 
     source_id: str
-    reader_id: str
+    reader: Member
     reader_host: str
     total_bytes: int
     lease_id: str = field(default_factory=lambda: secrets.token_hex(16))
     started: float = field(default_factory=time.monotonic)
     heard: float = field(default_factory=time.monotonic)
     verified_bytes: int = 0
+    verified_chunks: int = 0
     cancel_stream: Callable[[], object] | None = None
 
 
@@ -45,8 +50,8 @@ class LeaseTable:
     def __len__(self) -> int:
         return len(self._leases)
 
-    def grant(self, lease: Lease) -> None:
-        """Take a lease in.
+    def grant(self, lease: Lease, decide: Decide | None = None) -> Admitted | Redirected:
+        """Take a lease in, unless `decide` sends its reader on; return what it decided.
 
         Raises:
             SourceBusy: As many as are allowed are running.
@@ -55,7 +60,11 @@ class LeaseTable:
         with self._lock:
             if len(self._leases) >= self._most:
                 raise SourceBusy(f"this worker already serves {self._most} readers: try another source, or later")
-            self._leases[lease.lease_id] = lease
+            others = [held for held in self._leases.values() if held.source_id == lease.source_id]
+            answer = decide([Reading(held.reader, held.verified_chunks) for held in others]) if decide else Admitted()
+            if isinstance(answer, Admitted):
+                self._leases[lease.lease_id] = lease
+            return answer
 
     def get(self, lease_id: str) -> Lease:
         """Return a running lease and renew it.
@@ -111,11 +120,12 @@ class LeaseTable:
             return [
                 ReaderStatus(
                     lease.source_id,
-                    lease.reader_id,
+                    lease.reader.worker_id,
                     lease.reader_host,
                     lease.verified_bytes,
                     lease.total_bytes,
                     now - lease.started,
+                    lease.reader.endpoint,
                 )
                 for lease in self._leases.values()
                 if source_id in ("", lease.source_id)

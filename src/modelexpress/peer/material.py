@@ -7,7 +7,9 @@ from hashlib import sha256
 from modelexpress.errors import TransportUnavailable
 from modelexpress.identity import SourceIdentity
 from modelexpress.memory import Region
+from modelexpress.peer.joining import Admission
 from modelexpress.transfer.manifest import Manifest
+from modelexpress.transfer.prefix import Prefix
 from modelexpress.transport import Export, Transport
 from modelexpress.wire.peer import LeaseGrant, ManifestHead
 from modelexpress.wire.records import FileSpec, TensorDescriptor, TransportOffer
@@ -33,16 +35,20 @@ class Material:
 
 
 @dataclass(frozen=True)
-class Offer:
-    """A material with its regions open on every transport that takes them."""
+class Exports:
+    """Regions that are open on every transport that takes them.
 
-    material: Material
+    Args:
+        exports: By the name of the transport.
+        refused: Why the other transports do not take them, by name.
+    """
+
     exports: tuple[tuple[str, Export], ...]
     refused: tuple[tuple[str, str], ...]
 
     @classmethod
-    def open(cls, material: Material, transports: Sequence[Transport]) -> "Offer":
-        """Export the regions of a material.
+    def open(cls, regions: Sequence[Region], transports: Sequence[Transport]) -> "Exports":
+        """Export regions.
 
         Raises:
             TransportUnavailable: No transport can offer them.
@@ -51,16 +57,38 @@ class Offer:
         refused: list[tuple[str, str]] = []
         for transport in transports:
             try:
-                exports.append((transport.name, transport.export(material.regions)))
+                exports.append((transport.name, transport.export(regions)))
             except TransportUnavailable as error:
                 refused.append((transport.name, str(error)))
         if not exports:
             raise TransportUnavailable(f"no transport can offer this memory: {refused}")
-        return cls(material, tuple(exports), tuple(refused))
+        return cls(tuple(exports), tuple(refused))
+
+    def close(self) -> None:
+        """Withdraw the regions from every transport."""
+        for _, export in self.exports:
+            export.close()
+
+
+@dataclass(frozen=True)
+class Offer:
+    """A material that may be read.
+
+    Args:
+        material: What is offered.
+        prefix: How much of it is there.
+        admission: Who may read it here.
+        exports: Its regions.
+    """
+
+    material: Material
+    prefix: Prefix
+    admission: Admission
+    exports: Exports
 
     def grant(self, lease_id: str, ttl: float) -> LeaseGrant:
         """Let the holder of a lease in, and return what it needs to know."""
-        for _, export in self.exports:
+        for _, export in self.exports.exports:
             export.grant(lease_id)
         manifest = self.material.manifest
         head = ManifestHead(
@@ -72,18 +100,19 @@ class Offer:
             region_bytes=manifest.region_bytes,
             files=manifest.files,
         )
-        offers = (TransportOffer(name, export.descriptor) for name, export in self.exports)
-        return LeaseGrant(lease_id, ttl, head, tuple(offers))
+        offers = [TransportOffer(name, export.descriptor) for name, export in self.exports.exports]
+        offers += [TransportOffer(name, b"", reason) for name, reason in self.exports.refused]
+        return LeaseGrant(lease_id, ttl, head, tuple(offers), self.prefix.value)
 
     def revoke(self, lease_id: str) -> None:
         """Refuse the holder of a lease from now on."""
-        for _, export in self.exports:
+        for _, export in self.exports.exports:
             export.revoke(lease_id)
 
     def close(self) -> None:
         """Withdraw the regions from every transport."""
-        for _, export in self.exports:
-            export.close()
+        self.prefix.end("the source has withdrawn what it was still receiving")
+        self.exports.close()
 
 
 def file_specs(files: Mapping[str, bytes]) -> tuple[FileSpec, ...]:

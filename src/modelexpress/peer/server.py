@@ -15,6 +15,7 @@ from modelexpress.peer.services import PeerService, WorkerService
 from modelexpress.peer.shelf import LEASE_TTL, MOST_LEASES, Shelf
 from modelexpress.transport import Transport
 from modelexpress.wire import p2p_pb2_grpc, peer_pb2_grpc
+from modelexpress.wire.tls import ServerTls
 
 logger = logging.getLogger(__name__)
 
@@ -43,9 +44,12 @@ class WorkerServer:
         port: The port to bind; when it is taken, a free one is used and a warning says so. 0: any free one.
         lease_ttl: Seconds that a lease outlives the last word of its reader.
         tokens: Bearer tokens, one of which callers must send; empty: anyone may call.
+        reader_limit: Readers of one material at once, as long as others can read from these.
+        uplink: Bytes a second that all readers together may read; 0: no limit.
+        tls: Files for TLS; None speaks plain text.
 
     Raises:
-        ConfigurationError: The address cannot be bound.
+        ConfigurationError: The address cannot be bound, or a TLS file cannot be read.
     """
 
     def __init__(
@@ -57,8 +61,11 @@ class WorkerServer:
         *,
         lease_ttl: float = LEASE_TTL,
         tokens: tuple[str, ...] = (),
+        reader_limit: int = 1,
+        uplink: int = 0,
+        tls: ServerTls | None = None,
     ) -> None:
-        self.shelf = Shelf(worker_id, transports, lease_ttl)
+        self.shelf = Shelf(worker_id, transports, lease_ttl, reader_limit=reader_limit, uplink=uplink)
         self._transports = tuple(transports)
         self._server = grpc.server(
             ThreadPoolExecutor(_CALLS, thread_name_prefix="mx-worker"),
@@ -70,7 +77,7 @@ class WorkerServer:
         # The artifact methods are inherited: they answer UNIMPLEMENTED.
         worker_service = WorkerService(self.shelf)  # type: ignore[abstract]
         p2p_pb2_grpc.add_WorkerServiceServicer_to_server(worker_service, self._server)
-        self._port: int | None = _bind(self._server, host, port)
+        self._port: int | None = _bind(self._server, host, port, tls.credentials() if tls else None)
         self._server.start()
 
     @property
@@ -97,11 +104,13 @@ class WorkerServer:
         self.close()
 
 
-def _bind(server: grpc.Server, host: str, port: int) -> int:
+def _bind(server: grpc.Server, host: str, port: int, credentials: grpc.ServerCredentials | None) -> int:
     try:
+        if credentials is not None:
+            return server.add_secure_port(endpoint(host, port), credentials)
         return server.add_insecure_port(endpoint(host, port))
     except RuntimeError as error:
         if port == 0:
             raise ConfigurationError(f"the worker server cannot listen on {host}: {error}") from error
         logger.warning("port %d of the worker server is taken; using a free one (MX_WORKER_GRPC_PORT)", port)
-        return _bind(server, host, 0)
+        return _bind(server, host, 0, credentials)

@@ -4,12 +4,20 @@ from collections.abc import Iterator
 
 import grpc
 
-from modelexpress.errors import SourceGone
+from modelexpress.errors import PeerLost, SourceGone
+from modelexpress.peer.joining import Redirected
 from modelexpress.peer.shelf import Shelf
 from modelexpress.peer.status import answering
 from modelexpress.wire import p2p_pb2, p2p_pb2_grpc, peer_pb2, peer_pb2_grpc
-from modelexpress.wire.peer import file_blocks, grant_to_message, manifest_pages, readers_to_message
+from modelexpress.wire.asking import asking_from_message
+from modelexpress.wire.peer import file_blocks, grant_to_message, members_to_messages, readers_to_message
 from modelexpress.wire.worker import manifest_to_message
+
+SMALL_MANIFEST_BYTES = 2 << 20
+"""A manifest up to this size comes with the lease, which saves its reader a question."""
+
+PREFIX_SECONDS = 1.0
+"""How often a worker that is still receiving says how far it is when nothing has changed."""
 
 
 class PeerService(peer_pb2_grpc.PeerServiceServicer):
@@ -23,14 +31,20 @@ class PeerService(peer_pb2_grpc.PeerServiceServicer):
     ) -> peer_pb2.AcquireLeaseResponse:
         with answering(context):
             self._shelf.check_worker(request.worker_id)
-            return grant_to_message(self._shelf.lease(request.source_id, request.reader_id, request.reader_host))
+            answer = self._shelf.lease(request.source_id, asking_from_message(request), request.reader_host)
+            if isinstance(answer, Redirected):
+                return peer_pb2.AcquireLeaseResponse(redirect=members_to_messages(answer.members))
+            message = grant_to_message(answer)
+            pages = self._shelf.material(request.source_id).manifest.pages
+            if sum(page.ByteSize() for page in pages) <= SMALL_MANIFEST_BYTES:
+                message.pages.extend(pages)
+            return message
 
     def ReadManifest(  # noqa: N802
         self, request: peer_pb2.ReadManifestRequest, context: grpc.ServicerContext
     ) -> Iterator[peer_pb2.ManifestPage]:
         with answering(context), self._shelf.leases.streaming(request.lease_id, context.cancel) as lease:
-            manifest = self._shelf.material(lease.source_id).manifest
-            yield from manifest_pages(manifest.tensors, manifest.digests, manifest.chunk_starts)
+            yield from self._shelf.material(lease.source_id).manifest.pages
 
     def ReadFile(  # noqa: N802
         self, request: peer_pb2.ReadFileRequest, context: grpc.ServicerContext
@@ -45,8 +59,12 @@ class PeerService(peer_pb2_grpc.PeerServiceServicer):
         self, request: peer_pb2.ReportProgressRequest, context: grpc.ServicerContext
     ) -> peer_pb2.ReportProgressResponse:
         with answering(context):
-            self._shelf.leases.get(request.lease_id).verified_bytes = request.verified_bytes
-            return peer_pb2.ReportProgressResponse(ttl_seconds=self._shelf.leases.ttl)
+            lease = self._shelf.leases.get(request.lease_id)
+            lease.verified_bytes = request.verified_bytes
+            lease.verified_chunks = request.verified_chunks
+            return peer_pb2.ReportProgressResponse(
+                ttl_seconds=self._shelf.leases.ttl, bytes_per_second=self._shelf.share()
+            )
 
     def ReleaseLease(  # noqa: N802
         self, request: peer_pb2.ReleaseLeaseRequest, context: grpc.ServicerContext
@@ -54,6 +72,19 @@ class PeerService(peer_pb2_grpc.PeerServiceServicer):
         with answering(context):
             self._shelf.leases.release(request.lease_id)
             return peer_pb2.ReleaseLeaseResponse()
+
+    def FollowPrefix(  # noqa: N802
+        self, request: peer_pb2.FollowPrefixRequest, context: grpc.ServicerContext
+    ) -> Iterator[peer_pb2.PrefixUpdate]:
+        with answering(context), self._shelf.leases.streaming(request.lease_id, context.cancel) as lease:
+            prefix, value = self._shelf.prefix(lease.source_id), -1
+            try:
+                while context.is_active() and value < prefix.chunks:
+                    # Also when nothing is new: it says that this worker lives.
+                    value = prefix.wait_beyond(value, PREFIX_SECONDS)
+                    yield peer_pb2.PrefixUpdate(verified_chunks=value)
+            except PeerLost as error:
+                raise SourceGone(str(error)) from error
 
     def ListReaders(  # noqa: N802
         self, request: peer_pb2.ListReadersRequest, context: grpc.ServicerContext
@@ -79,8 +110,7 @@ class WorkerService(p2p_pb2_grpc.WorkerServiceServicer):
     ) -> p2p_pb2.PrepareTensorReadResponse:
         with answering(context):
             self._check(request)
-            reader = context.peer()
-            lease_id = self._shelf.lease(request.mx_source_id, reader, reader).lease_id
+            lease_id = self._shelf.lease_anyway(request.mx_source_id, context.peer())
             return p2p_pb2.PrepareTensorReadResponse(lease_id=lease_id, manifest=self._manifest(request.mx_source_id))
 
     def ReleaseTensorRead(  # noqa: N802

@@ -9,21 +9,27 @@ from typing import Self
 
 from modelexpress.client import Client
 from modelexpress.errors import ConfigurationError
+from modelexpress.identity import SourceIdentity
 from modelexpress.peer.farewell import close_at_exit, closed, undisturbed
 from modelexpress.peer.host import endpoint, host_id, is_loopback, new_worker_id, reachable_host
 from modelexpress.peer.material import Material
-from modelexpress.peer.publication import Publication
+from modelexpress.peer.publication import Publication, PublicationState
+from modelexpress.peer.relay import Relay
 from modelexpress.peer.server import WorkerServer
 from modelexpress.registry.auth import read_tokens
 from modelexpress.settings import Settings
 from modelexpress.transport import Transport, available
 from modelexpress.wire.p2p import identity_to_message
-from modelexpress.wire.records import SourceStatus, WorkerRecord
+from modelexpress.wire.records import Member, SourceStatus, WorkerRecord
+from modelexpress.wire.tls import ServerTls
 
 logger = logging.getLogger(__name__)
 
 HOST_TOPOLOGY = "modelexpress/host"
 """Key of a record's topology that holds the host id: targets prefer sources that share their memory."""
+
+ENDPOINT_TOPOLOGY = "modelexpress/endpoint"
+"""Key of a record's topology that holds HOST:PORT of the worker server: listings have the topology, but no address."""
 
 
 class Worker:
@@ -38,7 +44,7 @@ class Worker:
         transports: What materials are opened on; None: every one that works here.
 
     Raises:
-        ConfigurationError: The worker server cannot listen, or the token file cannot be read.
+        ConfigurationError: The worker server cannot listen, or the token or a TLS file cannot be read.
     """
 
     def __init__(
@@ -62,11 +68,30 @@ class Worker:
         tokens = read_tokens(Path(settings.auth_token_path)) if settings.auth_token_path else ()
         if not tokens and not is_loopback(bind):
             logger.warning("whoever reaches this worker may read its weights: set MX_AUTH_TOKEN_PATH to a token's file")
-        self._server = WorkerServer(self.worker_id, transports, bind, port, tokens=tokens)
+        self._server = WorkerServer(
+            self.worker_id,
+            transports,
+            bind,
+            port,
+            tokens=tokens,
+            reader_limit=settings.reader_limit,
+            uplink=settings.uplink_limit,
+            tls=_tls(settings),
+        )
         self._client = Client(registry)
         self._publications: list[Publication] = []
         self._owner = os.getpid()
         close_at_exit(self)
+
+    @property
+    def publications(self) -> tuple[Publication, ...]:
+        """What this worker has published, the oldest first."""
+        return tuple(self._publications)
+
+    def publishes(self, source_id: str) -> bool:
+        """Return whether this worker offers a material to whoever asks the registry."""
+        open_ones = (p for p in self._publications if p.state is not PublicationState.CLOSED)
+        return any(publication.source_id == source_id for publication in open_ones)
 
     @property
     def port(self) -> int | None:
@@ -81,17 +106,42 @@ class Worker:
             IdentityError: The protocol cannot carry the identity.
             TransportUnavailable: No transport can offer its memory.
         """
-        if self.port is None:
-            raise ConfigurationError(f"worker {self.worker_id} is closed: make a new one")
+        member = self.member
         identity_to_message(material.identity)  # else only the publication's thread would find out
         self._server.shelf.add(material)
+        return self._announce(material, member)
+
+    def relay(self, identity: SourceIdentity) -> Relay:
+        """Announce that this worker is about to receive a material, and passes it on while it does.
+
+        Raises:
+            ConfigurationError: This worker offers one under the same identity, or is closed.
+            IdentityError: The protocol cannot carry the identity.
+        """
+        member = self.member
+        identity_to_message(identity)
+        return Relay(self._server.shelf, identity, member, lambda material: self._announce(material, member))
+
+    @property
+    def member(self) -> Member:
+        """This worker as others ask it.
+
+        Raises:
+            ConfigurationError: It is closed.
+        """
+        if self.port is None:
+            raise ConfigurationError(f"worker {self.worker_id} is closed: make a new one")
+        return Member(self.worker_id, endpoint(self._host, self.port))
+
+    def _announce(self, material: Material, member: Member) -> Publication:
+        """Keep in the registry what is on the shelf."""
         record = WorkerRecord(
-            worker_id=self.worker_id,
+            worker_id=member.worker_id,
             worker_rank=material.rank,
             status=SourceStatus.INITIALIZING,
-            worker_grpc_endpoint=endpoint(self._host, self.port),
+            worker_grpc_endpoint=member.endpoint,
             accelerator=material.accelerator,
-            topology={HOST_TOPOLOGY: host_id()},
+            topology={HOST_TOPOLOGY: host_id(), ENDPOINT_TOPOLOGY: member.endpoint},
         )
         publication = Publication(
             self._server, self._client, material.identity, record, self._settings.heartbeat_interval
@@ -117,3 +167,11 @@ class Worker:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
+
+
+def _tls(settings: Settings) -> ServerTls | None:
+    """Return the TLS files of a worker that has a certificate; with authorities set, readers must show one, too."""
+    if not settings.tls_cert or not settings.tls_key:
+        return None
+    authorities = Path(settings.tls_ca) if settings.tls_ca else None
+    return ServerTls(certificate=Path(settings.tls_cert), key=Path(settings.tls_key), client_ca=authorities)

@@ -7,8 +7,10 @@ import torch
 
 from modelexpress.errors import LoadError, ModelExpressError, PartialModel
 from modelexpress.identity import SourceIdentity
+from modelexpress.peer import Worker
 from modelexpress.settings import Settings
 from modelexpress.weights.catalog import Model
+from modelexpress.weights.publish import publish
 from modelexpress.weights.report import Journal, LoadReport, Progress
 from modelexpress.weights.strategies import NativeStrategy, PeerStrategy, StorageStrategy, Strategy
 from modelexpress.weights.target import Target
@@ -23,6 +25,7 @@ def load(
     storage: Path | str | None = None,
     native: Callable[[], object] | None = None,
     device: torch.device | str = "cpu",
+    worker: Worker | None = None,
     progress: Progress | None = None,
     settings: Settings | None = None,
 ) -> LoadReport:
@@ -39,6 +42,8 @@ def load(
         storage: A checkpoint folder; None leaves storage out.
         native: Fills the model in its own way, and raises what it likes; None leaves it out.
         device: Where tensors on the meta device get their memory.
+        worker: Makes this process a source, too: of what has arrived while the rest is on its way, and of the model
+            until the worker is closed. Without one this target takes, and gives nothing.
         progress: Told the bytes in place and the bytes in all.
         settings: Read from the environment when None.
 
@@ -54,15 +59,32 @@ def load(
         >>> print(load(model, identity, registry="localhost:8001", storage="checkpoint/"))  # doctest: +SKIP
     """
     settings = settings or Settings.read()
-    strategies: list[Strategy] = [PeerStrategy(identity, rank, registry or settings.registry, settings)]
+    journal = Journal(progress)
+    registry = registry or settings.registry
+    strategies: list[Strategy] = [PeerStrategy(identity, rank, registry, settings, worker=worker)]
     if storage is not None:
         strategies.append(StorageStrategy(Path(storage)))
     if native is not None:
         strategies.append(NativeStrategy(native))
-    return run_strategies(Target(model, device), strategies, Journal(progress))
+    with journal.stage("catalogue"):
+        target = Target(model, device)
+    fill(target, strategies, journal)
+    if worker is not None and not worker.publishes(identity.source_id):
+        _publish(model, identity, rank, worker, settings, journal)
+    return journal.report()
 
 
 def run_strategies(target: Target, strategies: Sequence[Strategy], journal: Journal) -> LoadReport:
+    """Run strategies until one fills the target, and report what happened.
+
+    Raises:
+        LoadError: As `fill` does.
+    """
+    fill(target, strategies, journal)
+    return journal.report()
+
+
+def fill(target: Target, strategies: Sequence[Strategy], journal: Journal) -> None:
     """Run strategies until one fills the target.
 
     Raises:
@@ -78,8 +100,20 @@ def run_strategies(target: Target, strategies: Sequence[Strategy], journal: Jour
             causes.append(error)
             journal.notes.append(f"{strategy.name}: {error}")
         else:
-            return journal.report(strategy.name, len({entry.memory for entry in target.entries}))
+            journal.strategy, journal.tensors = strategy.name, target.memories
+            return
     raise _failure(target, causes)
+
+
+def _publish(
+    model: Model, identity: SourceIdentity, rank: int, worker: Worker, settings: Settings, journal: Journal
+) -> None:
+    """Make a model that was loaded in another way than from a peer a source; where that fails it is loaded still."""
+    with journal.stage("publish"):
+        try:
+            publish(model, identity, rank, worker=worker, settings=settings)
+        except ModelExpressError as error:
+            journal.notes.append(f"loaded, but not published: {error}")
 
 
 def _failure(target: Target, causes: Sequence[ModelExpressError]) -> ModelExpressError:

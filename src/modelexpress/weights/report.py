@@ -103,8 +103,10 @@ class Journal:
     progress: Progress | None = None
     stages: list[Stage] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
+    strategy: str = ""
     source: str = ""
     transport: str = ""
+    tensors: int = 0
     nbytes: int = 0
     kept_bytes: int = 0
     limit: LinkLimit | None = None
@@ -134,13 +136,13 @@ class Journal:
         if self.progress is not None:
             self.progress(done, total)
 
-    def report(self, strategy: str, tensors: int) -> LoadReport:
+    def report(self) -> LoadReport:
         """Return the report of a load that has ended well."""
         return LoadReport(
-            strategy=strategy,
+            strategy=self.strategy,
             source=self.source,
             transport=self.transport,
-            tensors=tensors,
+            tensors=self.tensors,
             nbytes=self.nbytes,
             kept_bytes=self.kept_bytes,
             seconds=time.perf_counter() - self.started - self.aside_seconds,

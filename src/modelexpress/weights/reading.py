@@ -1,0 +1,211 @@
+"""Reading from one source: DESIGN.md, section 3, steps 3 to 6, once the lease is there."""
+
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from functools import partial
+from typing import Protocol
+
+from modelexpress.peer import Upstream
+from modelexpress.settings import Settings
+from modelexpress.transfer.ledger import Ledger
+from modelexpress.transfer.manifest import Manifest
+from modelexpress.transfer.pieces import Addresses, Pieces, chunk_numbers
+from modelexpress.transfer.plan import Plan, make_plan
+from modelexpress.transfer.pull import Feed, pull
+from modelexpress.transport import LinkLimit, Opened, Transport, available, open_first
+from modelexpress.weights.passing_on import PassingOn
+from modelexpress.weights.report import COPY, Journal, Stage
+from modelexpress.wire.records import FileSpec
+
+DEVICE_BATCH_BYTES = 512 << 20
+"""Bytes that travel and are checked together on a GPU: launching a check costs as much time as 0.2 GB of copying."""
+
+DEVICE_FIRST_BYTES = 128 << 20
+"""Bytes of the first batch on a GPU, so that checking, and whoever reads from here, begin early."""
+
+_EVEN_SECONDS = 0.02
+"""Where a source limits the rate, bytes for so long are asked for together."""
+
+_WORTH_MEASURING = 64 << 20
+"""Bytes of a load below which the limit of the link is not measured: that would take longer than the load."""
+
+Destinations = Mapping[int | None, Addresses]
+"""For each CUDA device, and None for the host, where the tensors go that belong there."""
+ReadFile = Callable[[FileSpec], bytes]
+_Connections = Mapping[int | None, "Future[Opened]"]
+
+
+class Room(Protocol):
+    """Where a source's bytes go."""
+
+    @property
+    def devices(self) -> frozenset[int | None]:
+        """The CUDA devices that may be among the destinations; None stands for the host."""
+
+    @property
+    def staged(self) -> frozenset[str]:
+        """Names of the tensors whose bytes do not outlive a change of the source."""
+
+    def open(self, manifest: Manifest, read_file: ReadFile) -> Destinations:
+        """Return where each tensor is copied to.
+
+        Raises:
+            ManifestMismatch: The source does not hold what is wanted here; nothing was changed.
+        """
+
+
+@contextmanager
+def usable_transports(settings: Settings) -> Iterator[tuple[Transport, ...]]:
+    """Yield the transports that work in this process, fastest first, and close them afterwards."""
+    with ExitStack() as stack:
+        yield tuple(stack.enter_context(transport) for transport in available(settings).transports)
+
+
+@dataclass(frozen=True)
+class Reading:
+    """Fills a room from one source.
+
+    Args:
+        room: Where the bytes go.
+        ledger: What earlier sources delivered.
+        journal: What happens is written here.
+        settings: Timeouts and sizes.
+        passing_on: Serves what has arrived to others; None: nobody does.
+        verify: False skips the digests.
+    """
+
+    room: Room
+    ledger: Ledger
+    journal: Journal
+    settings: Settings
+    passing_on: PassingOn | None
+    verify: bool
+
+    def run(self, upstream: Upstream) -> None:
+        """Read everything that the ledger lacks.
+
+        Raises:
+            PeerError: The source said no, or is gone.
+            TransportError: The bytes could not be moved.
+            TransferError: The source holds something else than is wanted, or than it says.
+        """
+        with usable_transports(self.settings) as transports, _connecting(self, transports, upstream) as connections:
+            with self.journal.stage("manifest"):
+                manifest = upstream.client.manifest(upstream.lease.grant)
+            with self.journal.stage("plan"):
+                plans = self._plan(manifest, upstream)
+            self.journal.nbytes = sum(plan.nbytes + plan.kept_bytes for plan in plans.values())
+            self.journal.kept_bytes = sum(plan.kept_bytes for plan in plans.values())
+            self._copy_all(plans, connections, manifest, upstream)
+        self.journal.source = upstream.member.worker_id
+
+    def _plan(self, manifest: Manifest, upstream: Upstream) -> dict[int | None, Plan]:
+        client, grant = upstream.client, upstream.lease.grant
+        destinations = self.room.open(manifest, lambda file: client.file(grant, file))
+        self.ledger.forget_tensors(self.room.staged)
+        plans = {}
+        for device, places in destinations.items():
+            first, most = self._batch_bytes(device, grant.bytes_per_second)
+            plans[device] = make_plan(manifest, places, self.ledger, most, first_bytes=first)
+        if self.passing_on:
+            files = {file.path: client.file(grant, file) for file in manifest.files}
+            self.passing_on.open(manifest, files, [batch.pieces for p in plans.values() for batch in p.batches])
+        return plans
+
+    def _batch_bytes(self, device: int | None, rate: int) -> tuple[int, int]:
+        """Return how much travels together, at first and at most: little where the rate is limited, to be even."""
+        chunk = self.settings.chunk_bytes
+        first, most = (chunk, chunk) if device is None else (DEVICE_FIRST_BYTES, max(chunk, DEVICE_BATCH_BYTES))
+        most = min(most, max(int(rate * _EVEN_SECONDS), 1)) if rate else most
+        return min(first, most), most
+
+    def _copy_all(
+        self, plans: Mapping[int | None, Plan], connections: _Connections, manifest: Manifest, upstream: Upstream
+    ) -> None:
+        """Execute the plans, device by device."""
+        lease, done = upstream.lease, 0
+        feed = Feed(
+            upstream.member.worker_id,
+            lease.follow(len(manifest.digests)),
+            patience=self.settings.stall_timeout,
+            rate=lambda: lease.bytes_per_second,
+        )
+        for device, plan in plans.items():
+            with self.journal.stage("connect"):
+                opened = connections[device].result()
+            self.journal.transport = opened.transport.name
+            self.journal.notes += [f"{name}: {reason}" for name, reason in opened.skipped]
+            self._copy(plan, device, opened, manifest, upstream, feed, done)
+            done += plan.nbytes + plan.kept_bytes
+
+    def _copy(
+        self,
+        plan: Plan,
+        device: int | None,
+        opened: Opened,
+        manifest: Manifest,
+        upstream: Upstream,
+        feed: Feed,
+        done: int,
+    ) -> None:
+        """Execute the plan of one device, or of the host; `done` bytes of other plans are in place."""
+        lease = upstream.lease
+
+        def advance(verified: int) -> None:
+            lease.verified_bytes = done + verified
+            self.journal.advance(done + verified, self.journal.nbytes)
+
+        def pass_on(pieces: Pieces) -> None:
+            if self.passing_on:
+                self.passing_on.verified(chunk_numbers(manifest, pieces))
+                lease.verified_chunks = self.passing_on.chunks
+
+        result = pull(
+            plan,
+            opened.reader,
+            manifest,
+            self.ledger,
+            feed=feed,
+            timeout=self.settings.transfer_timeout,
+            device=device,
+            verify=self.verify,
+            progress=advance,
+            verified=pass_on,
+        )
+        self.journal.stages.append(Stage(COPY, result.seconds, result.nbytes))
+        if self.journal.nbytes >= _WORTH_MEASURING:
+            offers = {offer.name: offer.descriptor for offer in lease.grant.transports}
+            with self.journal.aside():
+                self.journal.limit = _limit(opened, offers[opened.transport.name], device)
+        opened.reader.close()
+
+
+_limits: dict[tuple[str, bytes, int | None], LinkLimit | None] = {}
+_MOST_LIMITS = 64
+
+
+def _limit(opened: Opened, descriptor: bytes, device: int | None) -> LinkLimit | None:
+    """Return the limit of a link, which is measured once in a process."""
+    key = (opened.transport.name, descriptor, device)
+    if key not in _limits:
+        if len(_limits) >= _MOST_LIMITS:
+            _limits.clear()
+        _limits[key] = opened.reader.limit() or opened.transport.limit(descriptor)
+    return _limits[key]
+
+
+@contextmanager
+def _connecting(reading: Reading, transports: tuple[Transport, ...], upstream: Upstream) -> Iterator[_Connections]:
+    """Connect to a source for every device while the manifest travels; close what was opened with the block."""
+    grant = upstream.lease.grant
+    connect = partial(open_first, transports, grant.transports, grant.lease_id)
+    with ThreadPoolExecutor(len(reading.room.devices) or 1, thread_name_prefix="mx-connect") as pool:
+        connections = {device: pool.submit(connect, device) for device in reading.room.devices}
+        try:
+            yield connections
+        finally:
+            for connection in connections.values():
+                if connection.exception() is None:
+                    connection.result().reader.close()
