@@ -10,6 +10,9 @@ _called_by_grpc = (_.GetTensorManifest, _.PrepareTensorRead, _.ReleaseTensorRead
 _read_by_pydantic = (_.model_config,)
 _read_by_tokenizers = (_.pre_tokenizer, _.decoder)
 _read_by_nixl = (_.useProgThread, _.pthrDelay, _.syncMode)
+_part_of_the_public_api = (_.publications, _.waste)
+_used_by_tests_alone = (_.HostVmm,)
+_read_by_the_driver = (_.gpuDirectRDMACapable,)
 _named_in_annotations = (_.Buffer, _.Handler)
 _numbers_of_the_protocol = (
     *(_.LORA, _.CUDA_GRAPH, _.TORCH_COMPILE_CACHE, _.TRITON_CACHE, _.DEEP_GEMM_CACHE, _.TILELANG_CACHE),

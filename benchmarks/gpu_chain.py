@@ -1,0 +1,284 @@
+"""Three targets at once: a chain against a star and against one target alone, one GPU visible to each process.
+
+Run it with `python -m benchmarks.gpu_chain` where there are four GPUs. With two, there are two targets, the second one
+on the GPU of the source: each direction of the link is used once then, too. `--place host` takes host memory.
+All targets start at the same instant of the machine's clock; a time is that of the last one that is ready.
+"""
+
+import argparse
+import dataclasses
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import torch
+from rich.console import Console
+
+import modelexpress as mx
+from benchmarks.gpu_models import allocate as allocate_on_device
+from benchmarks.shapes import SETS, Shapes
+from modelexpress.cli.child import private_registry
+from modelexpress.cli.figure import Figure, figure_table
+from modelexpress.cli.machine import Machine
+
+ROUNDS = 7
+TARGETS = 3
+STAR = "star"
+CHAIN = "chain"
+_PLACES = {"torch": "as torch allocates", "arena": "one arena", "host": "host memory"}
+_TINY: Shapes = {f"layer.{number}": (1024, 1024) for number in range(24)}
+
+
+def allocate(given: argparse.Namespace) -> dict[str, torch.Tensor]:
+    """Return empty bfloat16 tensors: on the device as torch allocates, in an arena there, or in host memory."""
+    shapes = _TINY if given.chosen == "tiny" else SETS[given.chosen]
+    if given.place == "host":
+        return {name: torch.empty(shape, dtype=torch.bfloat16) for name, shape in shapes.items()}
+    return allocate_on_device(shapes, arena=given.place == "arena")
+
+
+def checksum(model: dict[str, torch.Tensor]) -> int:
+    """Return a sum over the bits of every tensor."""
+    return sum(int(tensor.view(torch.int16).sum(dtype=torch.int64)) for tensor in model.values())
+
+
+def settings(**options: object) -> mx.Settings:
+    """Return settings for workers on free ports."""
+    return mx.Settings.model_validate({"worker_grpc_port": 0, **options})
+
+
+def say(**fields: object) -> None:
+    """Print a line for the parent."""
+    sys.stdout.write(json.dumps(fields) + "\n")
+    sys.stdout.flush()
+
+
+def serve(given: argparse.Namespace) -> None:
+    """Be the source of both identities until standard input ends: one lets a single reader in, the other everyone."""
+    model = allocate(given)
+    for tensor in model.values():
+        tensor.view(torch.int16).random_(-(1 << 15), 1 << 15)
+    with ExitStack() as stack:
+        for name, limit in ((CHAIN, 1), (STAR, 64)):
+            identity = mx.SourceIdentity(model_name=name)
+            published = mx.publish(model, identity, registry=given.registry, settings=settings(reader_limit=limit))
+            assert stack.enter_context(published).wait_ready(60)
+        say(checksum=checksum(model), nbytes=sum(tensor.nbytes for tensor in model.values()))
+        sys.stdin.read()
+
+
+def receive(given: argparse.Namespace) -> None:
+    """Be a target: for each line load once, at the instant and in the way that the line says."""
+    model = allocate(given)
+    own = settings()
+    with mx.Worker(given.registry, settings=own) as worker:
+        say(worker_id=worker.worker_id)
+        for line in sys.stdin:
+            order = json.loads(line)
+            for tensor in model.values():
+                tensor.zero_()
+            if given.place != "host":
+                torch.cuda.synchronize()
+            say(ready=True)
+            start = json.loads(sys.stdin.readline())["start"]
+            while time.monotonic() < start:
+                pass
+            say(**_load(model, order, given.registry, worker, own), checksum=checksum(model))
+            for publication in worker.publications:
+                publication.close()
+
+
+def _load(
+    model: dict[str, torch.Tensor], order: dict[str, Any], registry: str, worker: mx.Worker, own: mx.Settings
+) -> dict[str, Any]:
+    def progress(done: int, total: int) -> None:
+        if order["dies"] and 2 * done >= total:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    identity = mx.SourceIdentity(model_name=order["identity"])
+    passing_on = worker if order["identity"] == CHAIN else None
+    report = mx.load(model, identity, registry=registry, worker=passing_on, settings=own, progress=progress)
+    return {"ended": time.monotonic(), **json.loads(report.json())}
+
+
+class Link:
+    """A target process as the parent sees it."""
+
+    def __init__(self, process: subprocess.Popen[str]) -> None:
+        self.process = process
+        self.worker_id = self.said()["worker_id"]
+
+    def said(self) -> dict[str, Any]:
+        """Return what it says next."""
+        assert self.process.stdout is not None
+        found: dict[str, Any] = json.loads(self.process.stdout.readline())
+        return found
+
+    def tell(self, **fields: object) -> None:
+        """Send it a line."""
+        assert self.process.stdin is not None
+        self.process.stdin.write(json.dumps(fields) + "\n")
+        self.process.stdin.flush()
+
+
+@contextmanager
+def child(given: argparse.Namespace, role: str, registry: str, device: int) -> Iterator[subprocess.Popen[str]]:
+    """Start a process that sees one device, and end it with the block."""
+    options = ["--role", role, "--registry", registry, "--set", given.chosen, "--place", given.place]
+    process = subprocess.Popen(
+        [sys.executable, "-m", "benchmarks.gpu_chain", *options],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+        env=os.environ | {"CUDA_VISIBLE_DEVICES": str(device)},
+    )
+    try:
+        yield process
+    finally:
+        assert process.stdin is not None
+        process.stdin.close()
+        try:
+            process.wait(60)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
+
+
+def together(
+    links: Sequence[Link], identity: str, *, delays: Sequence[float] = (), dies: int | None = None
+) -> list[dict[str, Any] | None]:
+    """Let targets load at the same instant, or each so many seconds later; return what each says at its end.
+
+    `seconds_to_ready` of each counts from its own start.
+    """
+    for number, link in enumerate(links):
+        link.tell(identity=identity, dies=number == dies)
+    for link in links:
+        link.said()
+    start = time.monotonic() + 0.2
+    starts = [start + delay for delay in delays or [0.0] * len(links)]
+    for link, at in zip(links, starts, strict=True):
+        link.tell(start=at)
+    answers: list[dict[str, Any] | None] = []
+    for number, (link, at) in enumerate(zip(links, starts, strict=True)):
+        if number == dies:
+            link.process.wait(60)
+            answers.append(None)
+            continue
+        answer = link.said()
+        answers.append({**answer, "seconds_to_ready": answer["ended"] - at})
+    return answers
+
+
+def measure(given: argparse.Namespace) -> list[Figure]:
+    """Return the figures."""
+    with private_registry() as registry, ExitStack() as stack:
+        source = stack.enter_context(child(given, "source", registry, 0))
+        assert source.stdout is not None
+        right = json.loads(source.stdout.readline())
+        gpus = _gpus(given)
+        links = [Link(stack.enter_context(child(given, "target", registry, gpu))) for gpu in gpus]
+        times: dict[str, list[float]] = {"alone": [], CHAIN: [], STAR: []}
+        cold: dict[str, float] = {}
+        for number in range(ROUNDS + 1):
+            for name in times:
+                chosen = links[:1] if name == "alone" else links
+                answers = together(chosen, STAR if name == STAR else CHAIN)
+                assert all(answer and answer["checksum"] == right["checksum"] for answer in answers)
+                last = max(answer["seconds_to_ready"] for answer in answers if answer)
+                _explain(name, answers)
+                if number:  # the first round loads kernels and opens contexts
+                    times[name].append(last)
+                else:
+                    cold[name] = last
+        figures = _compare(len(links), {name: median(found) for name, found in times.items()}, cold, right["nbytes"])
+        figures += _death(links, median(times["alone"]), right)
+        return [dataclasses.replace(figure, name=f"{_PLACES[given.place]}: {figure.name}") for figure in figures]
+
+
+def _explain(name: str, answers: Sequence[dict[str, Any] | None]) -> None:
+    """Say on standard error what each target spent its time on, in ms."""
+    for answer in answers:
+        if answer is not None:
+            stages = " ".join(f"{stage['name']} {1e3 * stage['seconds']:.1f};" for stage in answer["stages"])
+            took = 1e3 * answer["seconds_to_ready"]
+            sys.stderr.write(f"{name}: {took:.1f} ms from {answer['source'][-8:]}: {stages} {answer['notes']}\n")
+
+
+def _gpus(given: argparse.Namespace) -> list[int]:
+    """Return the GPU of each target; that of the source is 0."""
+    if given.place == "host" or torch.cuda.device_count() > TARGETS:
+        return list(range(1, TARGETS + 1))
+    return [1, 0]
+
+
+def _compare(targets: int, times: dict[str, float], cold: dict[str, float], nbytes: int) -> list[Figure]:
+    alone = times["alone"]
+    ratio = times[CHAIN] / alone
+    figures = [Figure("one target alone", 1e3 * alone, "ms", note=f"{nbytes / alone / 1e9:.0f} GB/s")]
+    figures.append(
+        Figure(
+            f"{targets} targets, chain: the last one is ready",
+            1e3 * times[CHAIN],
+            "ms",
+            "one alone",
+            1e3 * alone,
+            "≤ 1.15 ×",
+            ratio <= 1.15,
+        )
+    )
+    figures.append(
+        Figure(f"{targets} targets, star: the last one is ready", 1e3 * times[STAR], "ms", "one alone", 1e3 * alone)
+    )
+    return figures + [Figure(f"the first time: {name}", 1e3 * seconds, "ms") for name, seconds in cold.items()]
+
+
+def _death(links: Sequence[Link], alone: float, right: dict[str, Any]) -> list[Figure]:
+    """Let the first link die at half, and another target come late."""
+    answers = together(links, CHAIN, delays=(0.0, alone / 20, alone / 2)[: len(links)], dies=0)
+    survivors = [answer for answer in answers if answer is not None]
+    assert all(answer["checksum"] == right["checksum"] for answer in survivors)
+    figures = []
+    for name, answer in zip(("the one behind it", "the late one"), survivors, strict=False):
+        kept = answer["kept_bytes"] / answer["nbytes"]
+        ready = 1e3 * answer["seconds_to_ready"]
+        figures.append(Figure(f"a link dies at half: {name} is ready", ready, "ms", "one alone", 1e3 * alone))
+        figures.append(Figure(f"a link dies at half: {name} had and kept", 100 * kept, "% of the bytes"))
+    return figures
+
+
+def main() -> None:
+    """Measure, print a table, write JSON."""
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--role", choices=["source", "target"])
+    parser.add_argument("--registry", default="")
+    parser.add_argument("--place", choices=[*_PLACES, "all"], default="all", help="where the models are")
+    parser.add_argument("--set", dest="chosen", choices=[*SETS, "tiny"], default="dense")
+    parser.add_argument("--out", type=Path, help="JSON; by default in benchmarks/results/")
+    given = parser.parse_args()
+    if given.role:
+        (serve if given.role == "source" else receive)(given)
+        return
+    figures: list[Figure] = []
+    places = ("arena", "torch") if given.place == "all" else (given.place,)
+    for given.place in places:
+        figures += measure(given)
+    devices: dict[str, object] = {}
+    if given.place != "host":
+        devices = {"device": torch.cuda.get_device_name(0), "devices": torch.cuda.device_count()}
+    machine = {**devices, **dataclasses.asdict(Machine.this())}
+    out = given.out or Path("benchmarks/results/gpu_chain.json")
+    out.write_text(json.dumps({"machine": machine, "figures": [f.fields() for f in figures]}, indent=1) + "\n")
+    Console(width=150).print(figure_table(f"targets at once on {Machine.this()}", figures))
+
+
+if __name__ == "__main__":
+    main()
