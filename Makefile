@@ -59,6 +59,7 @@ bench: setup
 	$(BIN)/python -m benchmarks.transport
 	$(BIN)/python -m benchmarks.nixl
 	$(BIN)/python -m benchmarks.load
+	$(BIN)/python -m benchmarks.fan_out
 	$(BIN)/python -m scripts.write_docs
 
 clean:

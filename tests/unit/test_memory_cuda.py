@@ -3,11 +3,14 @@
 import ctypes
 import subprocess
 import sys
+from contextlib import suppress
+from typing import Any
 
 import pytest
 import torch
 
 from modelexpress.errors import DeviceError
+from modelexpress.memory import cuda_copy
 from modelexpress.memory.cuda_signatures import Access, AllocationProperties, CopyAttributes, IpcHandle
 
 
@@ -42,3 +45,40 @@ def test_the_seam_needs_neither_torch_nor_a_driver() -> None:
     code = "import sys, modelexpress.memory; print([n for n in sys.modules if n == 'torch' or 'cuda' in n])"
     answer = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert answer.stdout.strip() == "[]"
+
+
+class DriverOfAllocations:
+    """Stands for the driver: it knows allocations by address and size, and copies only within them."""
+
+    def __init__(self, *allocations: tuple[int, int]) -> None:
+        self._allocations = allocations
+        self.copies: list[tuple[int, ...]] = []
+
+    def range(self, address: int) -> tuple[int, int]:
+        for base, nbytes in self._allocations:
+            if base <= address < base + nbytes:
+                return base, nbytes
+        raise DeviceError("not an address of a device")
+
+    def status(self, _: str, destination: int, source: int, nbytes: int, stream: object) -> int:
+        for address in (destination, source):
+            with suppress(DeviceError):
+                base, room = self.range(address)
+                if address + nbytes > base + room:
+                    return 1
+        self.copies.append((destination, source, nbytes))
+        return 0
+
+    def call(self, name: str, *arguments: Any) -> None:
+        if self.status(name, *arguments):
+            raise DeviceError(name)
+
+
+def test_a_copy_that_crosses_allocations_is_made_in_parts(monkeypatch: pytest.MonkeyPatch) -> None:
+    known = DriverOfAllocations((1000, 100), (1100, 100), (5000, 130))
+    monkeypatch.setattr(cuda_copy, "driver", lambda: known)
+    stream = object.__new__(cuda_copy.Stream)
+    stream._driver, stream.handle = known, ctypes.c_void_p()  # type: ignore[assignment]
+    stream.copy(1050, 5000, 120)
+    stream.copy(1000, 9000, 200)
+    assert known.copies == [(1050, 5000, 50), (1100, 5050, 70), (1000, 9000, 100), (1100, 9100, 100)]

@@ -56,6 +56,16 @@ def test_a_setting_chooses_one_and_the_others_have_their_reason() -> None:
     assert dict(chosen.reasons)["local"] == "MX_TRANSPORT asks for tcp"
 
 
+def test_what_the_source_could_not_offer_comes_with_its_reason(
+    transports: tuple[Transport, Transport], exports: list[Export]
+) -> None:
+    refused = TransportOffer("local", b"", "the memory cannot be shared")
+    opened = open_first(transports, [refused, offers(exports)[0]], TOKEN)
+    opened.reader.close()
+    assert opened.transport is transports[1]
+    assert opened.skipped == (("local", "the source cannot offer it: the memory cannot be shared"),)
+
+
 def test_an_address_of_another_host_cannot_be_listened_on() -> None:
     chosen = available(Settings(transport="tcp"), host="192.0.2.1")
     assert chosen.transports == ()

@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import nn
 
-from modelexpress.errors import UnsupportedModel
+from modelexpress.errors import NoRoom, UnsupportedModel
 from modelexpress.memory import HostArena
 from modelexpress.transfer.manifest import Manifest, Scope, contiguous_strides
 from modelexpress.weights.catalog import catalogue
@@ -167,3 +167,13 @@ def test_settled_tensors_are_listed_in_the_order_of_their_memory() -> None:
         content = settled.regions[tensor.region].view()[tensor.offset : tensor.offset + tensor.nbytes]
         assert bytes(content) == model[tensor.name].contiguous().numpy().tobytes()
         assert tensor.strides == contiguous_strides(tensor.shape)
+
+
+def test_a_device_without_room_for_the_model_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: object, **__: object) -> torch.Tensor:
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    target = Target({"w": torch.empty(1 << 20, device="meta")}, "cuda")
+    monkeypatch.setattr(torch, "empty_strided", full)
+    with pytest.raises(NoRoom, match=r"does not fit on 'cuda'.*out of memory"):
+        target.settled_entries()

@@ -19,6 +19,7 @@ from modelexpress.peer import ENDPOINT_TOPOLOGY, Seeker, Upstream, host_id, new_
 from modelexpress.settings import Settings
 from modelexpress.transfer.ledger import Ledger
 from modelexpress.weights.candidates import order_candidates
+from modelexpress.weights.connecting import Connector
 from modelexpress.weights.passing_on import PassingOn
 from modelexpress.weights.reading import Reading, Room
 from modelexpress.weights.report import Journal
@@ -68,8 +69,12 @@ class Fetch:
             RegistryError: The registry could not be asked.
             LoadError: Every source failed; `causes` says how each did. A single cause is raised itself.
         """
+        with Connector(self.settings, self.room.devices) as connector:
+            self._run(connector)
+
+    def _run(self, connector: Connector) -> None:
         failures: list[_Failure] = []
-        reading = Reading(self.room, self.ledger, self.journal, self.settings, self.passing_on, self.verify)
+        reading = Reading(self.room, self.ledger, self.journal, self.settings, connector, self.passing_on, self.verify)
         asking = Asking(self.passing_on.member if self.passing_on else Member(new_worker_id()))
         above: tuple[Member, ...] = ()
         while (upstream := self._join(asking, above, failures)) is not None:

@@ -14,9 +14,9 @@ from modelexpress.transfer.manifest import Manifest
 from modelexpress.transport import open_first
 from modelexpress.weights.candidates import find_candidates, order_candidates
 from modelexpress.weights.catalog import Model
+from modelexpress.weights.connecting import usable_transports
 from modelexpress.weights.fetch import Find
 from modelexpress.weights.pull_folder import find_by_name
-from modelexpress.weights.reading import usable_transports
 from modelexpress.weights.target import Target
 from modelexpress.wire.records import SourceRef
 from modelexpress.wire.tensors import Tensors

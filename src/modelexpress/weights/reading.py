@@ -1,10 +1,7 @@
 """Reading from one source: DESIGN.md, section 3, steps 3 to 6, once the lease is there."""
 
-from collections.abc import Callable, Iterator, Mapping
-from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from functools import partial
 from typing import Protocol
 
 from modelexpress.peer import Upstream
@@ -14,7 +11,8 @@ from modelexpress.transfer.manifest import Manifest
 from modelexpress.transfer.pieces import Addresses, Pieces, chunk_numbers
 from modelexpress.transfer.plan import Plan, make_plan
 from modelexpress.transfer.pull import Feed, pull
-from modelexpress.transport import LinkLimit, Opened, Transport, available, open_first
+from modelexpress.transport import LinkLimit, Opened
+from modelexpress.weights.connecting import Connections, Connector
 from modelexpress.weights.passing_on import PassingOn
 from modelexpress.weights.report import COPY, Journal, Stage
 from modelexpress.wire.records import FileSpec
@@ -34,7 +32,6 @@ _WORTH_MEASURING = 64 << 20
 Destinations = Mapping[int | None, Addresses]
 """For each CUDA device, and None for the host, where the tensors go that belong there."""
 ReadFile = Callable[[FileSpec], bytes]
-_Connections = Mapping[int | None, "Future[Opened]"]
 
 
 class Room(Protocol):
@@ -56,13 +53,6 @@ class Room(Protocol):
         """
 
 
-@contextmanager
-def usable_transports(settings: Settings) -> Iterator[tuple[Transport, ...]]:
-    """Yield the transports that work in this process, fastest first, and close them afterwards."""
-    with ExitStack() as stack:
-        yield tuple(stack.enter_context(transport) for transport in available(settings).transports)
-
-
 @dataclass(frozen=True)
 class Reading:
     """Fills a room from one source.
@@ -72,6 +62,7 @@ class Reading:
         ledger: What earlier sources delivered.
         journal: What happens is written here.
         settings: Timeouts and sizes.
+        connector: Opens sources.
         passing_on: Serves what has arrived to others; None: nobody does.
         verify: False skips the digests.
     """
@@ -80,6 +71,7 @@ class Reading:
     ledger: Ledger
     journal: Journal
     settings: Settings
+    connector: Connector
     passing_on: PassingOn | None
     verify: bool
 
@@ -91,7 +83,7 @@ class Reading:
             TransportError: The bytes could not be moved.
             TransferError: The source holds something else than is wanted, or than it says.
         """
-        with usable_transports(self.settings) as transports, _connecting(self, transports, upstream) as connections:
+        with self.connector.connecting(upstream.lease.grant) as connections:
             with self.journal.stage("manifest"):
                 manifest = upstream.client.manifest(upstream.lease.grant)
             with self.journal.stage("plan"):
@@ -122,7 +114,7 @@ class Reading:
         return min(first, most), most
 
     def _copy_all(
-        self, plans: Mapping[int | None, Plan], connections: _Connections, manifest: Manifest, upstream: Upstream
+        self, plans: Mapping[int | None, Plan], connections: Connections, manifest: Manifest, upstream: Upstream
     ) -> None:
         """Execute the plans, device by device."""
         lease, done = upstream.lease, 0
@@ -194,18 +186,3 @@ def _limit(opened: Opened, descriptor: bytes, device: int | None) -> LinkLimit |
             _limits.clear()
         _limits[key] = opened.reader.limit() or opened.transport.limit(descriptor)
     return _limits[key]
-
-
-@contextmanager
-def _connecting(reading: Reading, transports: tuple[Transport, ...], upstream: Upstream) -> Iterator[_Connections]:
-    """Connect to a source for every device while the manifest travels; close what was opened with the block."""
-    grant = upstream.lease.grant
-    connect = partial(open_first, transports, grant.transports, grant.lease_id)
-    with ThreadPoolExecutor(len(reading.room.devices) or 1, thread_name_prefix="mx-connect") as pool:
-        connections = {device: pool.submit(connect, device) for device in reading.room.devices}
-        try:
-            yield connections
-        finally:
-            for connection in connections.values():
-                if connection.exception() is None:
-                    connection.result().reader.close()
