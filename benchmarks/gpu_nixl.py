@@ -106,7 +106,7 @@ def figures_of(chosen: str, found: Mapping[str, Mapping[str, Any]]) -> Iterator[
     yield Figure(f"{chosen}: one block, by NIXL alone", limit, "GB/s")
     each = rate(found["tensors"])
     yield Figure(f"{chosen}: every tensor by itself, by NIXL alone", each, "GB/s", "one block, by NIXL alone", limit)
-    for name, title in (("arena", "one arena"), ("torch", "as torch allocates")):
+    for name, title in (("arena", "one allocation"), ("torch", "as torch allocates")):
         ours, yardstick = found[name], found["block" if name == "arena" else "tensors"]
         value = rate(ours)
         note = f"{ours['source']['regions']} regions"

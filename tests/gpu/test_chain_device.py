@@ -15,7 +15,7 @@ from tests.support.sources import SourceProcess
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two CUDA devices")]
 
 MEGABYTES = 256
-SLOW = 128 << 20
+SLOW = 64 << 20
 """Bytes a second of a source that leaves time to watch."""
 
 
