@@ -23,6 +23,6 @@ def test_every_target_has_its_figure(tmp_path: Path) -> None:
     with_target = {figure["name"] for figure in figures if figure["met"] is not None}
     assert with_target == {
         f"dense, {layout}: {what}"
-        for layout in ("one arena", "as torch allocates")
+        for layout in ("one allocation", "as torch allocates")
         for what in ("read", "registration at the source", "registration at the target")
     }
