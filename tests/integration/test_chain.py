@@ -13,6 +13,7 @@ from modelexpress.peer import PeerClient
 from modelexpress.wire.records import ReaderStatus
 from tests.support.chain_target import ChainTarget
 from tests.support.commands import run
+from tests.support.registries import RegistryProcess
 from tests.support.sources import SourceProcess, tensors
 from tests.support.waiting import wait_until
 
@@ -88,6 +89,24 @@ def test_when_a_link_dies_the_rest_goes_on_where_it_was(
     behind = next(report for report in reports if report["source"] == source.worker_id)
     assert behind["kept_bytes"] >= 0.4 * TOTAL, "what was verified is not fetched again"
     assert any(first.reader_id in note for note in behind["notes"])
+
+
+def test_a_link_is_replaced_without_the_registry(identity: mx.SourceIdentity) -> None:
+    with (
+        RegistryProcess() as registry,
+        seed(registry.address, identity, "tcp", SLOW) as source,
+        targets(registry.address, identity, "tcp", 2) as (early, late),
+    ):
+        early.start()
+        early.reach(1)
+        late.start()
+        late.reach(2)
+        registry.kill()
+        early.kill()
+        report = late.report()
+    assert report["right"]
+    assert report["source"] == source.worker_id
+    assert report["kept_bytes"] >= 0.2 * TOTAL
 
 
 def test_a_late_one_takes_what_is_there_and_follows(registry: str, identity: mx.SourceIdentity) -> None:

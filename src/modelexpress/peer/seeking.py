@@ -27,12 +27,14 @@ class Upstream:
     After an error the lease has ended with the block, else a moment later.
 
     Args:
+        source_id: Of the material.
         member: The worker.
         client: Owned from now on.
         grant: What it answered.
     """
 
-    def __init__(self, member: Member, client: PeerClient, grant: LeaseGrant) -> None:
+    def __init__(self, source_id: str, member: Member, client: PeerClient, grant: LeaseGrant) -> None:
+        self.source_id = source_id
         self.member = member
         self.above = grant.above
         self.client = client
@@ -85,7 +87,7 @@ class Seeker:
             found: Member | None = end.value
         if found is None or self._found is None:
             return None
-        return Upstream(found, *self._found)
+        return Upstream(self.source_id, found, *self._found)
 
     def _ask(self, member: Member, asking: Asking) -> Answer:
         self.tell(member)

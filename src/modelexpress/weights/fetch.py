@@ -2,7 +2,6 @@
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
-from itertools import chain
 
 from modelexpress.client import Client
 from modelexpress.errors import (
@@ -76,11 +75,11 @@ class Fetch:
         failures: list[_Failure] = []
         reading = Reading(self.room, self.ledger, self.journal, self.settings, connector, self.passing_on, self.verify)
         asking = Asking(self.passing_on.member if self.passing_on else Member(new_worker_id()))
-        above: tuple[Member, ...] = ()
-        while (upstream := self._join(asking, above, failures)) is not None:
-            above = upstream.above
+        lost: Upstream | None = None
+        while (upstream := self._join(asking, lost, failures)) is not None:
+            lost = upstream
             if self.passing_on:
-                self.passing_on.reads_from((upstream.member, *above))
+                self.passing_on.reads_from((upstream.member, *upstream.above))
             try:
                 with upstream:
                     reading.run(upstream)
@@ -97,11 +96,11 @@ class Fetch:
         failures.append(_Failure(member.worker_id, error))
         self.journal.notes.append(f"source {member.worker_id}: {error}")
 
-    def _join(self, asking: Asking, above: tuple[Member, ...], failures: list[_Failure]) -> Upstream | None:
+    def _join(self, asking: Asking, lost: Upstream | None, failures: list[_Failure]) -> Upstream | None:
         """Return a source, complete or still receiving, that lets this target read.
 
-        Those above a source that was lost come first: one of them has a place now. The registry is asked anew each
-        time: sources come and go while a load runs.
+        Those above a source that was lost come first: one of them has a place now, and the registry is not needed for
+        that. It is asked anew each time: sources come and go while a load runs.
         """
 
         def complain(member: Member, error: ModelExpressError) -> None:
@@ -111,6 +110,11 @@ class Fetch:
             if self.passing_on:
                 self.passing_on.asks(member)
 
+        if lost is not None and lost.above:
+            with self.journal.stage("lease"):
+                found = Seeker(lost.source_id, complain, tell).seek(lost.above, asking)
+            if found is not None:
+                return found
         timeout = max(self.settings.source_query_timeout, 0.1)
         try:
             with Client(self.registry, timeout=timeout) as client:
@@ -118,9 +122,8 @@ class Fetch:
                     refs = order_candidates(self.find(client), host_id(), asking.member.worker_id)
                 if not refs:
                     return None
-                sources = chain(above, _members(client, refs))
                 with self.journal.stage("lease"):
-                    return Seeker(refs[0].source_id, complain, tell).seek(sources, asking)
+                    return Seeker(refs[0].source_id, complain, tell).seek(_members(client, refs), asking)
         except RegistryError as error:
             if not failures:
                 raise

@@ -1,7 +1,7 @@
 """Weights from a peer."""
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 
 from modelexpress.errors import TransportError, UnsupportedModel
@@ -83,11 +83,10 @@ class PeerStrategy(Strategy):
             journal.notes.append(f"not passed on: {error}")
             yield None
             return
-        try:
+        with ExitStack() as undo:
+            undo.callback(passing_on.close)
             yield passing_on
-        except BaseException:
-            passing_on.close()
-            raise
+            undo.pop_all()
 
 
 @dataclass(frozen=True)
