@@ -28,7 +28,7 @@ for part in $parts; do
         run "load_$set" $python -m benchmarks.gpu_load --set $set --out "$out/gpu_load_$set.json"
     done ;;
     nixl) run nixl $python -m benchmarks.gpu_nixl --out "$out/gpu_nixl.json" ;;
-    chain) [ "$gpus" -ge 4 ] && run chain $python -m benchmarks.gpu_chain --out "$out/gpu_chain.json" ;;
+    chain) [ "$gpus" -ge 2 ] && run chain $python -m benchmarks.gpu_chain --out "$out/gpu_chain.json" ;;
     beside) run beside $python -m benchmarks.gpu_side_by_side --out "$out/gpu_side_by_side.json" ${BESIDE:-} ;;
     serving) run serving $python -m benchmarks.gpu_serving --out "$out/gpu_serving.json" ;;
     esac

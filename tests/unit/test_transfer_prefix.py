@@ -85,9 +85,9 @@ def test_a_source_that_is_heard_of_is_waited_for() -> None:
         prefix.hear(1)
 
     thread = threading.Thread(target=go_on)
-    timer = threading.Timer(0.5, heard.set)
+    timer = threading.Timer(1.5, heard.set)
     thread.start()
     timer.start()
-    prefix.wait_for(1, silence=0.3, timeout=10)
+    prefix.wait_for(1, silence=1, timeout=30)
     thread.join()
     assert prefix.complete
