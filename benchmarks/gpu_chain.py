@@ -10,11 +10,10 @@ import dataclasses
 import json
 import os
 import signal
-import subprocess
 import sys
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Sequence
+from contextlib import AbstractContextManager, ExitStack
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -23,6 +22,7 @@ import torch
 from rich.console import Console
 
 import modelexpress as mx
+from benchmarks.gpu_models import Role, role
 from benchmarks.gpu_models import allocate as allocate_on_device
 from benchmarks.shapes import SETS, Shapes
 from modelexpress.cli.child import private_registry
@@ -112,44 +112,24 @@ def _load(
 class Link:
     """A target process as the parent sees it."""
 
-    def __init__(self, process: subprocess.Popen[str]) -> None:
+    def __init__(self, process: Role) -> None:
         self.process = process
         self.worker_id = self.said()["worker_id"]
 
     def said(self) -> dict[str, Any]:
         """Return what it says next."""
-        assert self.process.stdout is not None
-        found: dict[str, Any] = json.loads(self.process.stdout.readline())
+        found: dict[str, Any] = json.loads(self.process.line())
         return found
 
     def tell(self, **fields: object) -> None:
         """Send it a line."""
-        assert self.process.stdin is not None
-        self.process.stdin.write(json.dumps(fields) + "\n")
-        self.process.stdin.flush()
+        self.process.tell(json.dumps(fields))
 
 
-@contextmanager
-def child(given: argparse.Namespace, role: str, registry: str, device: int) -> Iterator[subprocess.Popen[str]]:
+def child(given: argparse.Namespace, name: str, registry: str, device: int) -> AbstractContextManager[Role]:
     """Start a process that sees one device, and end it with the block."""
-    options = ["--role", role, "--registry", registry, "--set", given.chosen, "--place", given.place]
-    process = subprocess.Popen(
-        [sys.executable, "-m", "benchmarks.gpu_chain", *options],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        text=True,
-        env=os.environ | {"CUDA_VISIBLE_DEVICES": str(device)},
-    )
-    try:
-        yield process
-    finally:
-        assert process.stdin is not None
-        process.stdin.close()
-        try:
-            process.wait(60)
-        except subprocess.TimeoutExpired:
-            process.kill()
-            process.wait()
+    options = ["--registry", registry, "--set", given.chosen, "--place", given.place]
+    return role("benchmarks.gpu_chain", name, str(device), options)
 
 
 def together(
@@ -181,9 +161,7 @@ def together(
 def measure(given: argparse.Namespace) -> list[Figure]:
     """Return the figures."""
     with private_registry() as registry, ExitStack() as stack:
-        source = stack.enter_context(child(given, "source", registry, 0))
-        assert source.stdout is not None
-        right = json.loads(source.stdout.readline())
+        right = json.loads(stack.enter_context(child(given, "source", registry, 0)).line())
         gpus = _gpus(given)
         links = [Link(stack.enter_context(child(given, "target", registry, gpu))) for gpu in gpus]
         times: dict[str, list[float]] = {"alone": [], CHAIN: [], STAR: []}

@@ -55,6 +55,14 @@ class Role:
         assert line, f"a process of the benchmark ended with status {self._process.wait()}: see above"
         return line
 
+    def wait(self, timeout: float) -> None:
+        """Return when it has ended.
+
+        Raises:
+            TimeoutExpired: It goes on after so many seconds.
+        """
+        self._process.wait(timeout)
+
     def tell(self, line: str) -> None:
         """Send it a line."""
         assert self._process.stdin is not None
