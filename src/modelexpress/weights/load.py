@@ -43,7 +43,8 @@ def load(
         native: Fills the model in its own way, and raises what it likes; None leaves it out.
         device: Where tensors on the meta device get their memory.
         worker: Makes this process a source, too: of what has arrived while the rest is on its way, and of the model
-            until the worker is closed. Without one this target takes, and gives nothing.
+            until the worker is closed; the tensors must not be changed before. Without one this target takes, and
+            gives nothing.
         progress: Told the bytes in place and the bytes in all.
         settings: Read from the environment when None.
 
