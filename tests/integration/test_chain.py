@@ -9,6 +9,7 @@ import pytest
 import torch
 
 import modelexpress as mx
+from modelexpress.errors import NoRoom, SourceGone
 from modelexpress.peer import PeerClient
 from modelexpress.wire.records import ReaderStatus
 from tests.support.chain_target import ChainTarget
@@ -162,6 +163,21 @@ def test_targets_that_serve_nobody_share_the_source(registry: str, identity: mx.
         client.acquire(identity.source_id, source.worker_id, "another reader", "host")
         report = mx.load(model, identity, registry=registry, settings=settings)
     assert report.source == source.worker_id
+
+
+def test_a_target_without_room_leaves_nothing_that_others_wait_for(
+    registry: str, identity: mx.SourceIdentity, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: object, **__: object) -> torch.Tensor:
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    settings = mx.Settings(worker_grpc_port=0)
+    with mx.Worker(registry, settings=settings) as worker, PeerClient(worker.member.endpoint) as client:
+        monkeypatch.setattr(torch, "empty_strided", full)
+        with pytest.raises(NoRoom):
+            mx.load({"w": torch.empty(8, device="meta")}, identity, registry=registry, device="cuda:0", worker=worker)
+        with pytest.raises(SourceGone):
+            client.acquire(identity.source_id, worker.worker_id, "reader", "host")
 
 
 def test_a_source_with_a_limited_uplink_is_read_no_faster(registry: str, identity: mx.SourceIdentity) -> None:

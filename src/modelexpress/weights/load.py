@@ -52,6 +52,8 @@ def load(
         NoSourceFound: There is no source, and neither `storage` nor `native` was given.
         ManifestMismatch: Source and model do not hold the same tensors.
         UnsupportedModel: The model holds tensors that cannot be filled.
+        NoRoom: The device has no memory left for the tensors on the meta device.
+        ConfigurationError: `worker` is closed, or offers this identity already.
         PartialModel: Every strategy failed, after weights had been overwritten: the model must not be used.
         LoadError: Every strategy failed and the model is as before; `causes` has one error for each. A single
             cause is raised itself.

@@ -85,10 +85,6 @@ class PassingOn:
         """Go on as a source, now that everything is there; None where it cannot be served."""
         return self._relay.publish()
 
-    def close(self) -> None:
-        """Serve nobody any more."""
-        self._relay.close()
-
     def _twins(self, manifest: Manifest) -> Integers:
         """Return pairs of chunks that are the same memory here: of a tied tensor, and of the one that is filled."""
         filled = self._target.filled(manifest)

@@ -74,17 +74,16 @@ class PeerStrategy(Strategy):
         if self.worker is None:
             yield None
             return
-        relay = self.worker.relay(self.identity)
-        try:
-            with journal.stage("open to others"):
-                passing_on = PassingOn(relay, target, self.rank)
-        except (UnsupportedModel, TransportError) as error:
-            relay.close()
-            journal.notes.append(f"not passed on: {error}")
-            yield None
-            return
         with ExitStack() as undo:
-            undo.callback(passing_on.close)
+            relay = self.worker.relay(self.identity)
+            undo.callback(relay.close)
+            passing_on = None
+            try:
+                with journal.stage("open to others"):
+                    passing_on = PassingOn(relay, target, self.rank)
+            except (UnsupportedModel, TransportError) as error:
+                journal.notes.append(f"not passed on: {error}")
+                undo.close()
             yield passing_on
             undo.pop_all()
 
