@@ -14,6 +14,7 @@ import sys
 import time
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, ExitStack
+from itertools import permutations
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -24,6 +25,7 @@ from rich.console import Console
 import modelexpress as mx
 from benchmarks.gpu_models import Role, role
 from benchmarks.gpu_models import allocate as allocate_on_device
+from benchmarks.gpu_raw_chain import copy_rates
 from benchmarks.shapes import SETS, Shapes
 from modelexpress.cli.child import private_registry
 from modelexpress.cli.figure import Figure, figure_table
@@ -31,6 +33,8 @@ from modelexpress.cli.machine import Machine
 
 ROUNDS = 7
 TARGETS = 3
+_APART = 0.02
+"""Seconds between targets that are to join in a certain order."""
 STAR = "star"
 CHAIN = "chain"
 _PLACES = {"torch": "as torch allocates", "arena": "one arena", "host": "host memory"}
@@ -164,6 +168,7 @@ def measure(given: argparse.Namespace) -> list[Figure]:
         right = json.loads(stack.enter_context(child(given, "source", registry, 0)).line())
         gpus = _gpus(given)
         links = [Link(stack.enter_context(child(given, "target", registry, gpu))) for gpu in gpus]
+        _acquaint(links)
         times: dict[str, list[float]] = {"alone": [], CHAIN: [], STAR: []}
         cold: dict[str, float] = {}
         for number in range(ROUNDS + 1):
@@ -179,7 +184,15 @@ def measure(given: argparse.Namespace) -> list[Figure]:
                     cold[name] = last
         figures = _compare(len(links), {name: median(found) for name, found in times.items()}, cold, right["nbytes"])
         figures += _death(links, median(times["alone"]), right)
-        return [dataclasses.replace(figure, name=f"{_PLACES[given.place]}: {figure.name}") for figure in figures]
+    if given.place != "host":
+        figures += _raw([0, *gpus], given.place)
+    return [dataclasses.replace(figure, name=f"{_PLACES[given.place]}: {figure.name}") for figure in figures]
+
+
+def _acquaint(links: Sequence[Link]) -> None:
+    """Let each target read from each other one once: a process takes 10 ms more for its first bytes from a device."""
+    for order in permutations(range(len(links))):
+        together(links, CHAIN, delays=[_APART * place for place in order])
 
 
 def _explain(name: str, answers: Sequence[dict[str, Any] | None]) -> None:
@@ -219,9 +232,17 @@ def _compare(targets: int, times: dict[str, float], cold: dict[str, float], nbyt
     return figures + [Figure(f"the first time: {name}", 1e3 * seconds, "ms") for name, seconds in cold.items()]
 
 
+def _raw(gpus: Sequence[int], place: str) -> list[Figure]:
+    """Return what copies alone do along the same GPUs: no chain of loads is faster."""
+    alone, chained = copy_rates(gpus, place)
+    name = f"{len(gpus) - 1} copies at once, each from the one before"
+    return [Figure("one copy alone", alone, "GB/s"), Figure(name, chained, "GB/s", "one alone", alone)]
+
+
 def _death(links: Sequence[Link], alone: float, right: dict[str, Any]) -> list[Figure]:
     """Let the first link die at half, and another target come late."""
     answers = together(links, CHAIN, delays=(0.0, alone / 20, alone / 2)[: len(links)], dies=0)
+    _explain("a link dies", answers)
     survivors = [answer for answer in answers if answer is not None]
     assert all(answer["checksum"] == right["checksum"] for answer in survivors)
     figures = []

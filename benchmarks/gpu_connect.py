@@ -80,7 +80,7 @@ def steps(descriptor: str, device: int = 0) -> Steps:
         reader = transport.open(descriptor.encode(), TOKEN, device)
         opened = time.perf_counter() - started
         assert isinstance(reader, DeviceReader)
-        _await_mapping(reader)
+        await_mapping(reader)
         closing = time.perf_counter()
         reader.close()
         closed = time.perf_counter()
@@ -120,7 +120,7 @@ def copy_rate(descriptor: str, device: int = 0) -> float:
         runs, best = list(_runs(sizes, scratch)), 0.0
         with LocalTransport() as transport, transport.open(descriptor.encode(), TOKEN, device) as reader:
             assert isinstance(reader, DeviceReader)
-            _await_mapping(reader)
+            await_mapping(reader)
             for _ in range(REPETITIONS):
                 started = time.perf_counter()
                 reader.read(runs).wait(_DEADLINE)
@@ -143,7 +143,8 @@ def _runs(sizes: tuple[int, ...], scratch: int) -> Iterator[Run]:
             place += nbytes
 
 
-def _await_mapping(reader: DeviceReader) -> None:
+def await_mapping(reader: DeviceReader) -> None:
+    """Return when everything is mapped."""
     deadline = time.monotonic() + _DEADLINE
     while reader.mapping.seconds is None:
         assert time.monotonic() < deadline, "the source was not mapped in time"

@@ -96,10 +96,10 @@ def _sweep(model: dict[str, torch.Tensor], chosen: str, registry: str) -> list[d
         found.append(_swept(model, chosen, registry, "no digests", verify=False))
         for programs in SWEPT_PROGRAMS:
             digest_kernel.DEFAULT_SHAPE = dataclasses.replace(usual_shape, programs=programs)
-            digester._device_digester.cache_clear()
+            digester._made.clear()
             found.append(_swept(model, chosen, registry, f"{programs or 'all'} programs", verify=True))
     digest_kernel.DEFAULT_SHAPE, reading.DEVICE_BATCH_BYTES = usual_shape, usual_bytes
-    digester._device_digester.cache_clear()
+    digester._made.clear()
     return found
 
 

@@ -98,7 +98,7 @@ def rate(file: int, destination: int, chosen: Ways) -> float:
 def _reader(sock: socket.socket, file: int) -> DeviceReader:
     mapping = DeviceMapping({}, DEVICE)
     opening = Opening(0.0, 0.0)
-    return DeviceReader(sock, mapping, {0: file}, [SOURCE_BYTES], DEVICE, to_device=True, opening=opening)
+    return DeviceReader(sock, mapping, {0: file}, [SOURCE_BYTES], (), DEVICE, to_device=True, opening=opening)
 
 
 def _seconds(reader: DeviceReader, batches: Sequence[Sequence[Run]]) -> float:

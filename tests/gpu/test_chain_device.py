@@ -36,7 +36,7 @@ def chain(registry: str, identity: mx.SourceIdentity, transport: str, links: int
     with ExitStack() as stack:
         stack.enter_context(SourceProcess(registry, identity, MEGABYTES, transport=transport, uplink=SLOW))
         targets = [
-            stack.enter_context(ChainTarget(registry, identity, MEGABYTES, transport, gpu=1 - number % 2))
+            stack.enter_context(ChainTarget(registry, identity, MEGABYTES, transport, gpu=1 - number % 2, uplink=SLOW))
             for number in range(links)
         ]
         for target in targets:

@@ -21,6 +21,7 @@ class ChainTarget(Child):
         megabytes: Of that.
         transport: The only one to use.
         gpu: Number of the GPU that the process sees, and that gets the model; None: host memory.
+        uplink: Bytes a second that it passes on at most; 0: as many as it can.
     """
 
     def __init__(
@@ -30,9 +31,10 @@ class ChainTarget(Child):
         megabytes: int,
         transport: str,
         gpu: int | None = None,
+        uplink: int = 0,
     ) -> None:
         device = "cpu" if gpu is None else "cuda"
-        options = (registry, identity.model_name, str(megabytes), transport, device)
+        options = (registry, identity.model_name, str(megabytes), transport, device, str(uplink))
         environment = {} if gpu is None else {"CUDA_VISIBLE_DEVICES": str(gpu)}
         super().__init__("tests.support.chain_target", *options, environment=environment)
         self.worker_id: str = self.answer()["worker_id"]
@@ -56,10 +58,17 @@ class ChainTarget(Child):
 def main() -> None:
     """Load when told, say how far it is after every tenth, and stay until standard input ends."""
     parser = argparse.ArgumentParser()
-    for name in ("registry", "name", "megabytes", "transport", "device"):
+    for name in ("registry", "name", "megabytes", "transport", "device", "uplink"):
         parser.add_argument(name)
     given = parser.parse_args()
-    settings = mx.Settings.model_validate({"transport": given.transport, "chunk_bytes": 1 << 20, "worker_grpc_port": 0})
+    settings = mx.Settings.model_validate(
+        {
+            "transport": given.transport,
+            "chunk_bytes": 1 << 20,
+            "worker_grpc_port": 0,
+            "uplink_limit": given.uplink,
+        }
+    )
     right = tensors(int(given.megabytes))
     model = {name: torch.empty_like(tensor, device="meta") for name, tensor in right.items()}
     tenths = 0

@@ -34,6 +34,9 @@ SLOT_TILES: Final = 8192
 # CUDA's own; the kernel's compiler; the C compiler that builds its launcher; the folder of Triton's cache.
 _FAILURES: Final = (RuntimeError, TritonError, subprocess.SubprocessError, OSError)
 _BLOCK: Final = 1024
+_PRIORITY: Final = -5
+"""The highest that a stream can have. Copies from memory that was imported by descriptor share the queue of kernels:
+beside them a check of 512 MiB takes 0.6 ms like this, and 1.3 ms with the same priority as they have."""
 
 
 class DeviceDigests:
@@ -60,7 +63,7 @@ class DeviceDigests:
         self._shape = shape or digest_kernel.DEFAULT_SHAPE
         words = keys(0, LINE_WORDS * (self._shape.lines + 1))  # the kernel takes a line; the rest is for `_check`
         try:
-            self._stream = torch.cuda.Stream(self._device)
+            self._stream = torch.cuda.Stream(self._device, priority=_PRIORITY)
             with torch.cuda.stream(self._stream):
                 self._keys = torch.from_numpy(words.view(np.int64)).to(self._device)
                 slots = [_Slot(SLOT_RANGES, SLOT_TILES, self._device) for _ in range(SLOTS)]

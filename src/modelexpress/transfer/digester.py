@@ -3,7 +3,6 @@
 import threading
 from contextlib import suppress
 from dataclasses import dataclass
-from functools import cache
 from typing import TYPE_CHECKING, Protocol
 
 from modelexpress.errors import DeviceError
@@ -46,12 +45,14 @@ def digester(device: int | None) -> Digester:
     if device is None:
         return _HostDigester()
     with _lock:
-        return _device_digester(device)
+        if device not in _made:
+            _made[device] = _DeviceDigester(_make(device))
+        return _made[device]
 
 
 def prepare(device: int | None) -> None:
     """Let the kernel of a device load while something else is waited for. What fails is told by `digester`."""
-    if device is not None:
+    if device is not None and device not in _made:
         threading.Thread(target=_quietly, args=(device,), name="mx-digester", daemon=True).start()
 
 
@@ -81,11 +82,6 @@ class _DeviceDigester:
             return self._digests.enqueue(addresses, lengths)
 
 
-@cache
-def _device_digester(device: int) -> Digester:
-    return _DeviceDigester(_make(device))
-
-
 def _make(device: int) -> "DeviceDigests":
     try:
         from modelexpress.transfer.digest_triton import DeviceDigests
@@ -100,3 +96,4 @@ def _quietly(device: int) -> None:
 
 
 _lock = threading.Lock()
+_made: dict[int, Digester] = {}

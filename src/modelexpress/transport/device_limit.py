@@ -13,6 +13,19 @@ _PINNED_BYTES = 32 << 20
 _TIMES = 3
 
 
+_known: dict[tuple[int, tuple[bytes, ...], bool], LinkLimit] = {}
+
+
+def link_limit(
+    device: int, peers: tuple[bytes, ...], source: tuple[int, int] | None, *, to_device: bool
+) -> LinkLimit | None:
+    """Return what `measure_limit` finds, measured once in a process for a device and the UUIDs of those it reads."""
+    key = (device, peers, to_device)
+    if key not in _known and (found := measure_limit(device, source, to_device=to_device)) is not None:
+        _known[key] = found
+    return _known.get(key)
+
+
 def measure_limit(device: int, source: tuple[int, int] | None, *, to_device: bool) -> LinkLimit | None:
     """Return the best of three copies; None where there is no room for one, or the driver refuses.
 

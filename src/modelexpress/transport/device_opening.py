@@ -59,6 +59,7 @@ def open_device_reader(sock: socket.socket, source: LocalDescriptor, device: int
         mapping,
         dict(zip(files, descriptors, strict=True)),
         source.region_bytes,
+        handover.devices,
         reading,
         to_device=device is not None,
         opening=opening,

@@ -9,7 +9,7 @@ from modelexpress.errors import PeerLost, TransportError
 from modelexpress.memory.cuda_copy import Event
 from modelexpress.transport.base import LinkLimit, Reader, Run, Transfer
 from modelexpress.transport.crew import Crew, Part
-from modelexpress.transport.device_limit import measure_limit
+from modelexpress.transport.device_limit import link_limit
 from modelexpress.transport.device_mapping import DeviceMapping
 from modelexpress.transport.lane import AHEAD, Lane, borrowed_lane, staging_lanes
 from modelexpress.transport.local_reader import copy_exactly, said_by_source
@@ -42,6 +42,7 @@ class DeviceReader(Reader):
         mapping: The regions that are device memory; owned by the reader from now on.
         files: Descriptors of the regions that are host memory, by number; owned as well.
         region_bytes: The sizes of all.
+        peers: UUIDs of the devices whose memory the regions are.
         device: The device that copies.
         to_device: Whether destinations are that device's memory; else they are host memory.
         opening: What it took so far.
@@ -53,6 +54,7 @@ class DeviceReader(Reader):
         mapping: DeviceMapping,
         files: Mapping[int, int],
         region_bytes: Sequence[int],
+        peers: tuple[bytes, ...],
         device: int,
         *,
         to_device: bool,
@@ -62,6 +64,7 @@ class DeviceReader(Reader):
         self._sock.setblocking(False)
         self.mapping = mapping
         self._files = files
+        self._peers = peers
         self._device = device
         self._to_device = to_device
         self.opening = opening
@@ -76,11 +79,11 @@ class DeviceReader(Reader):
         return self._crew.submit(runs)
 
     def limit(self) -> LinkLimit | None:
-        """Measure how fast the driver copies over this link, in some milliseconds; None where it cannot.
+        """Return how fast the driver copies over this link; None where it cannot. The first time takes milliseconds.
 
         To be called while nothing is read, before the reader is closed.
         """
-        return measure_limit(self._device, self.mapping.largest(), to_device=self._to_device)
+        return link_limit(self._device, self._peers, self.mapping.largest(), to_device=self._to_device)
 
     def close(self) -> None:
         """End every transfer. No late byte lands any more; the mappings are given back in the background."""

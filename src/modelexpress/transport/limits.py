@@ -1,6 +1,7 @@
 """How fast a link could be: quick measurements, each within 100 ms, and what the network card says."""
 
 import ctypes
+import functools
 import mmap
 import socket
 import struct
@@ -18,8 +19,9 @@ _ROUTES = Path("/proc/net/route")
 _INTERFACES = Path("/sys/class/net")
 
 
+@functools.cache
 def copy_limit() -> LinkLimit:
-    """Return how fast one thread copies memory into pages that nobody has touched."""
+    """Return how fast one thread copies memory into pages that nobody has touched, measured once in a process."""
     source = mmap.mmap(-1, _SOURCE, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
     target = mmap.mmap(-1, _MOST, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
     begin = ctypes.addressof(ctypes.c_char.from_buffer(source))
@@ -53,6 +55,7 @@ def link_limit(host: str, port: int) -> LinkLimit | None:
     return _card_limit(str(peer[0])) if family == socket.AF_INET else None
 
 
+@functools.cache
 def _loopback_limit() -> LinkLimit | None:
     """Measure two plain sockets of this process: the copies within the kernel are the limit."""
     try:

@@ -11,7 +11,7 @@ from modelexpress.transfer.manifest import Manifest
 from modelexpress.transfer.pieces import Addresses, Pieces, chunk_numbers
 from modelexpress.transfer.plan import Plan, make_plan
 from modelexpress.transfer.pull import Feed, pull
-from modelexpress.transport import LinkLimit, Opened
+from modelexpress.transport import Opened
 from modelexpress.weights.connecting import Connections, Connector
 from modelexpress.weights.passing_on import PassingOn
 from modelexpress.weights.report import COPY, Journal, Stage
@@ -170,19 +170,5 @@ class Reading:
         if self.journal.nbytes >= _WORTH_MEASURING:
             offers = {offer.name: offer.descriptor for offer in lease.grant.transports}
             with self.journal.aside():
-                self.journal.limit = _limit(opened, offers[opened.transport.name], device)
+                self.journal.limit = opened.reader.limit() or opened.transport.limit(offers[opened.transport.name])
         opened.reader.close()
-
-
-_limits: dict[tuple[str, bytes, int | None], LinkLimit | None] = {}
-_MOST_LIMITS = 64
-
-
-def _limit(opened: Opened, descriptor: bytes, device: int | None) -> LinkLimit | None:
-    """Return the limit of a link, which is measured once in a process."""
-    key = (opened.transport.name, descriptor, device)
-    if key not in _limits:
-        if len(_limits) >= _MOST_LIMITS:
-            _limits.clear()
-        _limits[key] = opened.reader.limit() or opened.transport.limit(descriptor)
-    return _limits[key]
