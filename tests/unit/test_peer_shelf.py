@@ -1,6 +1,7 @@
 """The shelf: who is let in, who is sent on, and who waits for what is still to come."""
 
 import threading
+import time
 
 import numpy as np
 import pytest
@@ -53,6 +54,18 @@ def test_who_asks_for_what_is_expected_waits_until_it_is_there() -> None:
         assert isinstance(granted, LeaseGrant)
         assert granted.verified_chunks == 2
         shelf.close()
+
+
+def test_two_that_ask_one_another_do_not_wait_for_each_other() -> None:
+    shelf = Shelf("relay", [])
+    shelf.expect("source")
+    asked = threading.Timer(0.05, shelf.asks, ("source", Member("reader", "reader:1")))
+    asked.start()
+    started = time.monotonic()
+    with pytest.raises(SourceBusy):
+        shelf.lease("source", asking("reader"), "host")
+    assert time.monotonic() - started < shelf_module.JOINING_SECONDS / 2
+    asked.join()
 
 
 def test_waiting_ends(monkeypatch: pytest.MonkeyPatch) -> None:

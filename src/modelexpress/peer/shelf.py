@@ -102,6 +102,7 @@ class Shelf:
         with self._lock:
             if (admission := self._admission_of(source_id)) is not None:
                 admission.upstream = member.worker_id
+                self._changed.notify_all()
 
     def reads_from(self, source_id: str, above: tuple[Member, ...]) -> None:
         """Note whom this worker itself reads a material from, and those above that, nearest first."""
@@ -155,7 +156,7 @@ class Shelf:
             SourceGone: Nothing is offered under the source id.
             SourceBusy: There are too many readers, or this worker has not begun to receive the material itself.
         """
-        offer = self._awaited(source_id)
+        offer = self._awaited(source_id, asking.member)
         lease = Lease(source_id, asking.member, host[:256], offer.material.manifest.total_bytes)
         decided = self.leases.grant(lease, lambda readers: offer.admission.decide(asking, readers))
         if isinstance(decided, Redirected):
@@ -201,10 +202,15 @@ class Shelf:
             raise SourceGone(f"worker {self.worker_id} does not offer {source_id[:64]!r} (any more)")
         return offer
 
-    def _awaited(self, source_id: str) -> Offer:
-        """Return an offer, waiting for one that is expected."""
+    def _awaited(self, source_id: str, reader: Member) -> Offer:
+        """Return an offer, waiting for one that is expected; not where this worker in turn waits for the reader."""
+
+        def decided() -> bool:
+            expected = self._expected.get(source_id)
+            return expected is None or expected.upstream == reader.worker_id
+
         with self._lock:
-            self._changed.wait_for(lambda: source_id not in self._expected, JOINING_SECONDS)
+            self._changed.wait_for(decided, JOINING_SECONDS)
             if source_id in self._expected:
                 raise SourceBusy(f"worker {self.worker_id} has not begun to receive this itself: ask another one")
         return self._offer(source_id)
