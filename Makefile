@@ -11,10 +11,11 @@ NO_PYTHON = no Python 3.11, 3.12 or 3.13 with the modules venv and ensurepip was
 BIN := .venv/bin
 MAKEFLAGS += --no-print-directory
 
-.PHONY: help setup demo test check format proto docs bench clean
+.PHONY: help setup engines demo test check format proto docs bench clean
 
 help:
 	@echo "make setup    a virtual environment in .venv with the package and its tools"
+	@echo "make engines  vLLM and SGLang, each in a virtual environment of its own, for tests (some 5 GB)"
 	@echo "make demo     a registry and three replicas of a model on this machine"
 	@echo "make test     every test; make test ARGS='-k digest' for some"
 	@echo "make check    format, lint, types, import layers, dead code, generated files"
@@ -26,6 +27,9 @@ help:
 
 setup:
 	@$(or $(PYTHON),$(error $(NO_PYTHON))) scripts/setup.py
+
+engines: setup
+	@$(BIN)/python -m scripts.engines $(ARGS)
 
 demo: setup
 	@$(BIN)/mx demo $(ARGS)
@@ -63,7 +67,7 @@ bench: setup
 	$(BIN)/python -m scripts.write_docs
 
 clean:
-	rm -rf .venv build .demo .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
+	rm -rf .venv .engines build .demo .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
 	find src -name '*.so' -delete
 	find src -name '*.egg-info' -prune -exec rm -rf {} +
 	find src tests benchmarks scripts -name __pycache__ -prune -exec rm -rf {} +

@@ -6,7 +6,7 @@ import subprocess
 import sys
 from collections.abc import Mapping
 from types import TracebackType
-from typing import Any, Self
+from typing import IO, Any, Self
 
 
 class Child:
@@ -16,13 +16,23 @@ class Child:
         module: The module's name.
         options: Its arguments.
         environment: Variables that it has beside those of this process.
+        python: The interpreter.
+        log: Where its standard error goes; None: to that of this process.
     """
 
-    def __init__(self, module: str, *options: str, environment: Mapping[str, str] | None = None) -> None:
+    def __init__(
+        self,
+        module: str,
+        *options: str,
+        environment: Mapping[str, str] | None = None,
+        python: str = sys.executable,
+        log: IO[bytes] | None = None,
+    ) -> None:
         self.process = subprocess.Popen(
-            [sys.executable, "-m", module, *options],
+            [python, "-m", module, *options],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
+            stderr=log,
             text=True,
             env=os.environ | dict(environment or {}),
         )

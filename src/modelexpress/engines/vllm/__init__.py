@@ -1,0 +1,1 @@
+"""vLLM: `--load-format modelexpress`, or `mx`."""

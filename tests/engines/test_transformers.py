@@ -1,0 +1,78 @@
+"""transformers without an engine: models from a peer, and from their folder where there is none."""
+
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from transformers import AutoConfig, AutoModelForCausalLM
+
+import modelexpress as mx
+from modelexpress.engines.transformers import load_from_peer
+from modelexpress.errors import NoSourceFound
+
+TOKENS = torch.arange(1, 17).reshape(1, -1)
+
+
+@pytest.fixture
+def worker(registry: str) -> Iterator[mx.Worker]:
+    with mx.Worker(registry, settings=mx.Settings(worker_grpc_port=0)) as own:
+        yield own
+
+
+def logits(model: Any) -> torch.Tensor:
+    with torch.inference_mode():
+        found: torch.Tensor = model(TOKENS).logits
+    return found
+
+
+@pytest.fixture
+def expected(checkpoint: Path) -> torch.Tensor:
+    return logits(AutoModelForCausalLM.from_pretrained(checkpoint).eval())
+
+
+def without_weights(checkpoint: Path) -> Path:
+    folder = checkpoint.parent / "elsewhere" / checkpoint.name
+    folder.mkdir(parents=True)
+    shutil.copy(checkpoint / "config.json", folder)
+    return folder
+
+
+def test_the_first_reads_its_folder_and_the_second_needs_no_weights_there(
+    registry: str, worker: mx.Worker, checkpoint: Path, expected: torch.Tensor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MX_MODEL_REVISION", "1")
+    first = load_from_peer(checkpoint, registry=registry, worker=worker)
+    assert torch.equal(logits(first), expected)
+    assert worker.publications[0].wait_ready(20)
+    second = load_from_peer(without_weights(checkpoint), registry=registry)
+    assert torch.equal(logits(second), expected)
+
+
+def test_a_folder_that_is_served_has_no_buffers_which_are_computed(
+    registry: str, checkpoint: Path, expected: torch.Tensor
+) -> None:
+    identity = mx.SourceIdentity(model_name="served")
+    with mx.publish_folder(checkpoint, identity, registry=registry, settings=mx.Settings(worker_grpc_port=0)) as served:
+        assert served.wait_ready(20)
+        model = load_from_peer(AutoConfig.from_pretrained(checkpoint), identity=identity, registry=registry)
+    assert torch.equal(logits(model), expected)
+
+
+def test_other_weights_under_the_same_name_are_not_taken(
+    registry: str, worker: mx.Worker, checkpoint: Path, tmp_path: Path
+) -> None:
+    from modelexpress.cli.demo_model import build_demo_model
+
+    load_from_peer(checkpoint, registry=registry, worker=worker)
+    assert worker.publications[0].wait_ready(20)
+    retrained = build_demo_model(tmp_path / "again" / checkpoint.name, scale="tiny", seed=1)
+    model = load_from_peer(retrained, registry=registry)
+    assert torch.equal(logits(model), logits(AutoModelForCausalLM.from_pretrained(retrained).eval()))
+
+
+def test_without_peer_and_weights_it_says_so(registry: str, checkpoint: Path) -> None:
+    with pytest.raises(NoSourceFound, match="mx sources"):
+        load_from_peer(without_weights(checkpoint), registry=registry)

@@ -1,0 +1,69 @@
+"""Unmodified vLLM loads from a peer, and without one as it always did."""
+
+from collections.abc import Mapping
+from pathlib import Path
+
+import pytest
+
+from modelexpress.client import Client
+from tests.support.vllm_replica import VllmReplica
+from tests.support.waiting import wait_until
+
+pytestmark = pytest.mark.timeout(400)
+
+REVISION = {"MX_MODEL_REVISION": "1"}
+FROM_PEER = "the weights came from a peer"
+ALONE = {"distributed_executor_backend": "uni"}
+
+
+def await_sources(registry: str, count: int) -> None:
+    def listed() -> bool:
+        with Client(registry) as client:
+            return len(client.list_sources()) >= count
+
+    wait_until(listed)
+
+
+def ruin(checkpoint: Path) -> None:
+    """Make every weight on disk zero: who serves the right ones has them from elsewhere."""
+    for path in checkpoint.glob("*.safetensors"):
+        data = path.read_bytes()
+        head = 8 + int.from_bytes(data[:8], "little")
+        path.write_bytes(data[:head] + bytes(len(data) - head))
+
+
+@pytest.mark.parametrize("layout", ["", "processed"])
+def test_a_second_replica_comes_up_from_the_first_and_a_third_from_the_second(
+    vllm_python: Path, registry: str, checkpoint: Path, tmp_path: Path, layout: str
+) -> None:
+    def replica(name: str, load_format: str) -> VllmReplica:
+        options: Mapping[str, object] = {"load_format": load_format, **ALONE}
+        return VllmReplica(
+            vllm_python,
+            checkpoint,
+            tmp_path / f"{name}.log",
+            registry,
+            options=options,
+            layout=layout,
+            variables=REVISION,
+        )
+
+    with replica("first", "modelexpress") as first:
+        assert FROM_PEER not in first.messages
+        await_sources(registry, 1)
+        ruin(checkpoint)
+        with replica("second", "mx") as second:
+            assert FROM_PEER in second.messages
+            assert second.tokens == first.tokens
+            await_sources(registry, 2)
+            first.kill()
+            with replica("third", "modelexpress") as third:
+                assert FROM_PEER in third.messages
+                assert third.tokens == first.tokens
+
+
+def test_without_a_registry_it_loads_natively_and_says_why(vllm_python: Path, checkpoint: Path, tmp_path: Path) -> None:
+    options = {"load_format": "modelexpress", **ALONE}
+    with VllmReplica(vllm_python, checkpoint, tmp_path / "alone.log", "127.0.0.1:9", options=options) as alone:
+        assert "loading natively: no registry is available at 127.0.0.1:9" in alone.messages
+        assert len(alone.tokens) == 12

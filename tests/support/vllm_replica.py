@@ -1,0 +1,95 @@
+"""A replica of vLLM in a process of its own, in the environment that scripts/engines.py makes, without a server."""
+
+import argparse
+import json
+import os
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from tests.support.children import Child
+
+_VARIABLES = {
+    "HF_HUB_OFFLINE": "1",
+    "VLLM_CPU_KVCACHE_SPACE": "1",
+    "VLLM_CPU_OMP_THREADS_BIND": "0|1",
+    "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
+    "VLLM_NO_USAGE_STATS": "1",
+}
+
+
+class VllmReplica(Child):
+    """Starts the process and waits until it has generated something.
+
+    Args:
+        python: Of the environment.
+        model: A checkpoint folder.
+        log: Where what vLLM says goes.
+        registry: HOST:PORT.
+        options: Of `LLM`.
+        layout: Which layout weights are shared in, instead of that of the platform: "processed" switches packing off.
+        variables: Of the environment.
+    """
+
+    def __init__(
+        self,
+        python: Path,
+        model: Path,
+        log: Path,
+        registry: str,
+        *,
+        options: Mapping[str, Any],
+        layout: str = "",
+        variables: Mapping[str, str] | None = None,
+    ) -> None:
+        self.log = log
+        given = {"model": str(model), "options": dict(options), "layout": layout}
+        environment = {**_VARIABLES, "VLLM_CACHE_ROOT": str(log.with_suffix(".cache")), "MX_SERVER_ADDRESS": registry}
+        with log.open("wb") as file:
+            super().__init__(
+                "tests.support.vllm_replica",
+                json.dumps(given),
+                environment=environment | dict(variables or {}),
+                python=str(python),
+                log=file,
+            )
+        self.tokens: list[int] = self.answer()["tokens"]
+
+    @property
+    def messages(self) -> str:
+        """What vLLM has logged so far."""
+        return self.log.read_text()
+
+
+def _without_packing() -> None:
+    """Let linear layers keep their weights, as they do on GPUs, and share them as they are there."""
+    from vllm import _custom_ops
+
+    from modelexpress.engines.vllm import loader
+    from modelexpress.engines.vllm.identity import Layout
+
+    _custom_ops._supports_onednn = False
+    vars(loader)["layout_here"] = lambda: Layout.PROCESSED
+
+
+def main() -> None:
+    """Start vLLM, generate, say which tokens, and stay until standard input ends."""
+    answers = os.fdopen(os.dup(1), "w")
+    os.dup2(2, 1)  # what vLLM prints is no answer
+    parser = argparse.ArgumentParser()
+    parser.add_argument("given", type=json.loads)
+    given = parser.parse_args().given
+    from vllm import LLM, SamplingParams
+
+    if given["layout"] == "processed":
+        _without_packing()
+    options = {"enforce_eager": True, "max_model_len": 128, "dtype": "bfloat16", **given["options"]}
+    engine = LLM(given["model"], **options)
+    found = engine.generate(["what is a peer"], SamplingParams(temperature=0, max_tokens=12))
+    print(json.dumps({"tokens": list(found[0].outputs[0].token_ids)}), file=answers, flush=True)
+    sys.stdin.read()
+
+
+if __name__ == "__main__":
+    main()
