@@ -19,6 +19,12 @@ def vllm_python() -> Path:
     return _engine("vllm")
 
 
+@pytest.fixture(scope="session")
+def sglang_python() -> Path:
+    """The interpreter of the environment with SGLang."""
+    return _engine("sglang")
+
+
 def _engine(name: str) -> Path:
     subprocess.run([sys.executable, "-m", "scripts.engines", name], cwd=ROOT, check=True)
     return ROOT / ".engines" / name / "bin" / "python"

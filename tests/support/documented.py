@@ -2,17 +2,24 @@
 
 import os
 import re
+import signal
 import subprocess
 import sys
-from collections.abc import Iterator
+import urllib.request
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
 from typing import Self
 
+from tests.support.waiting import wait_until
+
 GO_ON = ("mx serve", "mx publish", "python source.py", "python replica.py")
 """Commands that go on running: their first line of output says that they are ready."""
+
+_ENGINE = re.compile(r"(vllm serve|sglang\.launch_server) .*--port (?P<port>\d+)")
+"""Commands that start an engine's server, which is ready when it is healthy."""
 
 _BLOCK = re.compile(r"^```(console|python)\n(.*?)^```$", re.DOTALL | re.MULTILINE)
 _PATIENCE = 100
@@ -25,10 +32,14 @@ class Reader:
     Args:
         folder: Where the shell is.
         port: Used in place of 8001, which may be taken here.
+        engine: Returns the variables of an engine's server by its port.
+        engine_ports: Used in place of those that their pages name.
     """
 
     folder: Path
     port: int
+    engine: Callable[[int], Mapping[str, str]] | None = None
+    engine_ports: Mapping[int, int] = field(default_factory=dict)
     ran: list[str] = field(default_factory=list)
 
     def __post_init__(self) -> None:
@@ -41,7 +52,10 @@ class Reader:
 
     def follow(self, page: Path) -> None:
         """Do what a page says, from its top to its end."""
-        for kind, content in _BLOCK.findall(page.read_text().replace("8001", str(self.port))):
+        text = page.read_text().replace("8001", str(self.port))
+        for named, used in self.engine_ports.items():
+            text = text.replace(f":{named}", f":{used}").replace(f"--port {named}", f"--port {used}")
+        for kind, content in _BLOCK.findall(text):
             if kind == "python":
                 self._write(content)
                 continue
@@ -62,6 +76,8 @@ class Reader:
                 self._environment[name] = value
         elif command.startswith(GO_ON):
             self._start(command)
+        elif engine := _ENGINE.search(command):
+            self._serve(command, int(engine["port"]))
         else:
             done = subprocess.run(
                 command,
@@ -89,6 +105,31 @@ class Reader:
         assert process.stdout is not None
         assert process.stdout.readline(), f"$ {command}\nended with status {process.wait(_PATIENCE)}"
 
+    def _serve(self, command: str, port: int) -> None:
+        """Start an engine's server, and wait until it is healthy."""
+        assert self.engine is not None, f"this page needs an engine: {command}"
+        environment = {**self._environment, **self.engine(port)}
+        log = self.folder / f"engine-{port}.log"
+        with log.open("wb") as file:
+            process = subprocess.Popen(
+                command, shell=True, cwd=self.folder, env=environment, stdout=file, stderr=file, start_new_session=True
+            )
+        self._running.callback(_end_group, process)
+
+        def healthy() -> bool:
+            assert process.poll() is None, f"$ {command}\n{log.read_text()[-3000:]}"
+            try:
+                with urllib.request.urlopen(f"http://127.0.0.1:{port}/health", timeout=5):
+                    return True
+            except OSError:
+                return False
+
+        wait_until(healthy, 300)
+
+    def log(self, port: int) -> str:
+        """Return what an engine's server has said so far."""
+        return (self.folder / f"engine-{port}.log").read_text()
+
     def __enter__(self) -> Self:
         return self
 
@@ -108,3 +149,12 @@ def commands(block: str) -> Iterator[str]:
 def _end(process: "subprocess.Popen[str]") -> None:
     process.terminate()
     process.communicate(timeout=_PATIENCE)
+
+
+def _end_group(process: "subprocess.Popen[bytes]") -> None:
+    os.killpg(process.pid, signal.SIGTERM)
+    try:
+        process.wait(_PATIENCE)
+    except subprocess.TimeoutExpired:
+        os.killpg(process.pid, signal.SIGKILL)
+        process.wait(_PATIENCE)

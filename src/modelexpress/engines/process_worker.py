@@ -14,30 +14,29 @@ _lock = threading.Lock()
 _workers: dict[int, Worker] = {}
 
 
-def process_worker(registry: str, device: int, settings: Settings) -> Worker | None:
+def process_worker(device: int, settings: Settings) -> Worker | None:
     """Return this process's worker, which ends with the process; None, with the reason logged, where there can be none.
 
     Two engines on one host want the same port: the second one gets any that is free.
 
     Args:
-        registry: HOST:PORT.
         device: Index of the accelerator that this process drives.
-        settings: Ports and timeouts.
+        settings: The registry, ports and timeouts.
     """
     with _lock:
         if os.getpid() not in _workers:
             try:
-                _workers[os.getpid()] = _make(registry, device, settings)
+                _workers[os.getpid()] = _make(device, settings)
             except ModelExpressError as error:
                 logger.warning("this process cannot be a source: %s", error)
         return _workers.get(os.getpid())
 
 
-def _make(registry: str, device: int, settings: Settings) -> Worker:
+def _make(device: int, settings: Settings) -> Worker:
     try:
-        return Worker(registry, device=device, settings=settings)
+        return Worker(device=device, settings=settings)
     except ModelExpressError as error:
         if not settings.worker_grpc_port:
             raise
         logger.info("%s; any free port is used", error)
-        return Worker(registry, settings=settings.model_copy(update={"worker_grpc_port": 0}))
+        return Worker(settings=settings.model_copy(update={"worker_grpc_port": 0}))

@@ -77,9 +77,7 @@ def rank_of(vllm_config: Any) -> int:
 
 
 def device_index() -> int:
-    """Return the index of the accelerator that this process drives; its rank on the host where there is none."""
-    if torch.cuda.is_available():
-        return int(torch.cuda.current_device())
+    """Return the number of this worker on its host, which is that of its accelerator."""
     from vllm.distributed.parallel_state import get_world_group
 
     return int(get_world_group().local_rank)

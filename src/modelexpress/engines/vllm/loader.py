@@ -12,6 +12,7 @@ from modelexpress.engines.messages import show_in_log_of
 from modelexpress.engines.vllm.identity import Layout, layout_here
 from modelexpress.engines.vllm.model_load import ModelLoad, PeerLoadFailed
 from modelexpress.engines.vllm.suitability import unsuitable, unsuitable_model
+from modelexpress.settings import Settings
 
 logger = logging.getLogger(__name__)
 
@@ -42,7 +43,7 @@ class MxModelLoader(BaseModelLoader):  # type: ignore[misc]  # vLLM is not insta
 
     def load_model(self, vllm_config: Any, model_config: Any, prefix: str = "") -> torch.nn.Module:
         """Return the model with its weights in place and processed."""
-        if (reason := unsuitable(vllm_config)) is not None:
+        if (reason := unsuitable(vllm_config, Settings.read())) is not None:
             logger.warning("loading natively, and not becoming a source: %s", reason)
         else:
             self._load = ModelLoad.of(vllm_config, model_config, prefix, layout_here(), self._registry)

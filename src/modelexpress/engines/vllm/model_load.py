@@ -18,6 +18,7 @@ from modelexpress.engines.state import (
     tensors_of,
     values_of,
 )
+from modelexpress.engines.vllm.caches import bring_caches
 from modelexpress.engines.vllm.identity import Layout, device_index, identity_of, rank_of
 from modelexpress.errors import ModelExpressError
 from modelexpress.identity import SourceIdentity
@@ -48,15 +49,13 @@ class ModelLoad:
         identity: Of the weights.
         rank: Of this worker within its replica.
         layout: At which point of loading the weights are shared.
-        registry: HOST:PORT.
-        settings: Timeouts.
+        settings: The registry, and timeouts.
         worker: Makes this process a source; None: it cannot be one.
     """
 
     identity: SourceIdentity
     rank: int
     layout: Layout
-    registry: str
     settings: Settings
     worker: Worker | None
     _before: Values = field(default_factory=dict)
@@ -66,17 +65,19 @@ class ModelLoad:
     def of(cls, vllm_config: Any, model_config: Any, prefix: str, layout: Layout, registry: str | None) -> "ModelLoad":
         """Return the load of a model of the engine that this process is a worker of."""
         settings = Settings.read()
+        settings = settings.model_copy(update={"registry": registry or settings.registry})
         identity = identity_of(vllm_config, model_config, prefix, layout, settings)
-        rank = rank_of(vllm_config)
-        address = registry or settings.registry
-        logger.info("'%s' rank %d is source %s, asking %s", identity.model_name, rank, identity.source_id, address)
-        worker = process_worker(address, device_index(), settings)
-        return cls(identity, rank, layout, address, settings, worker)
+        rank, index = rank_of(vllm_config), device_index()
+        logger.info(
+            "'%s' rank %d is source %s, asking %s", identity.model_name, rank, identity.source_id, settings.registry
+        )
+        bring_caches(vllm_config, identity, settings, first_of_host=index == 0)
+        return cls(identity, rank, layout, settings, process_worker(index, settings))
 
     def has_source(self) -> bool:
         """Return whether a peer has the weights; not, with the reason logged, where the registry cannot be asked."""
         try:
-            with Client(self.registry, timeout=max(self.settings.source_query_timeout, 0.1)) as client:
+            with Client(self.settings.registry, timeout=max(self.settings.source_query_timeout, 0.1)) as client:
                 if find_candidates(client, self.identity, self.rank):
                     return True
             logger.info("no peer has the weights yet: this replica loads natively, and becomes the first source")
@@ -90,7 +91,7 @@ class ModelLoad:
         tensors = tensors_of(model, PACKAGES)
         wanted = {**tensors, **room_for_changes(before)}
         try:
-            report = load(wanted, self.identity, self.rank, registry=self.registry, worker=self.worker)
+            report = load(wanted, self.identity, self.rank, settings=self.settings, worker=self.worker)
         except ModelExpressError as error:
             logger.info("loading natively: %s", error)
             natively()
@@ -114,7 +115,7 @@ class ModelLoad:
         names = values_of(model, PACKAGES)
         wanted = {**tensors_of(model, PACKAGES), **room_for_changes(names)}
         try:
-            report = load(wanted, self.identity, self.rank, registry=self.registry, worker=self.worker)
+            report = load(wanted, self.identity, self.rank, settings=self.settings, worker=self.worker)
         except ModelExpressError as error:
             raise PeerLoadFailed(str(error)) from error
         self._apply(model, names, wanted)

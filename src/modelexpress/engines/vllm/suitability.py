@@ -4,9 +4,13 @@ from typing import Any
 
 import torch
 
+from modelexpress.settings import Settings
 
-def unsuitable(vllm_config: Any) -> str | None:
+
+def unsuitable(vllm_config: Any, settings: Settings) -> str | None:
     """Return why an engine's weights are neither taken from a peer nor offered to others; None where they can be."""
+    if not settings.p2p_metadata:
+        return "MX_P2P_METADATA=0 leaves nobody to ask for them"
     offload = getattr(vllm_config, "offload_config", None)
     bytes_away = getattr(getattr(offload, "uva", None), "cpu_offload_gb", 0)
     if bytes_away or getattr(vllm_config.cache_config, "cpu_offload_gb", 0):

@@ -1,0 +1,44 @@
+"""What the identities of all engines' weights have in common."""
+
+import hashlib
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from modelexpress.engines.fingerprint import folder_fingerprint
+from modelexpress.settings import Settings
+
+
+def revision_of(model: str, named: str | None, hf_config: Any, settings: Settings) -> str:
+    """Return the revision that was asked for, or else what tells this checkpoint from others of its name.
+
+    Args:
+        model: Name or folder of the checkpoint.
+        named: The revision that the engine was told.
+        hf_config: The checkpoint's configuration.
+        settings: May name the revision.
+    """
+    if named or settings.model_revision:
+        return str(named or settings.model_revision)
+    folder = Path(model)
+    if folder.is_dir():
+        return folder_fingerprint(folder)
+    return str(getattr(hf_config, "_commit_hash", None) or "")
+
+
+def gpu_architecture() -> str:
+    """Return the architecture of this process's GPU as compilers name it; "" without one."""
+    if not torch.cuda.is_available():
+        return ""
+    major, minor = torch.cuda.get_device_capability()
+    return f"sm_{major}{minor}"
+
+
+def digest_of(value: Any) -> str:
+    """Return 16 hex digits for what an engine was told, of any structure; "" for nothing."""
+    if not value:
+        return ""
+    plain = value.to_dict() if hasattr(value, "to_dict") else value
+    return hashlib.sha256(json.dumps(plain, sort_keys=True, default=str).encode()).hexdigest()[:16]

@@ -1,0 +1,1 @@
+"""SGLang: `--load-format remote_instance` with the backend `modelexpress`."""

@@ -1,0 +1,49 @@
+"""The pages for engines work, as somebody who reads them for the first time would find out."""
+
+import os
+import re
+import socket
+from contextlib import ExitStack
+from pathlib import Path
+
+import pytest
+
+from tests.support.documented import Reader
+from tests.support.waiting import wait_until
+
+ROOT = Path(__file__).resolve().parents[2]
+VLLM = {
+    "HF_HUB_OFFLINE": "1",
+    "VLLM_NO_USAGE_STATS": "1",
+    "VLLM_CPU_KVCACHE_SPACE": "1",
+    "VLLM_CPU_OMP_THREADS_BIND": "0|1",
+    "VLLM_USE_AOT_COMPILE": "0",  # what that leaves behind is not found again on CPUs
+}
+
+
+@pytest.fixture
+def ports() -> list[int]:
+    """Three that are free."""
+    with ExitStack() as stack:
+        return [stack.enter_context(socket.create_server(("127.0.0.1", 0))).getsockname()[1] for _ in range(3)]
+
+
+@pytest.mark.timeout(600)
+def test_the_page_of_vllm_works(vllm_python: Path, ports: list[int], tmp_path: Path) -> None:
+    registry, first, second = ports
+
+    def variables(port: int) -> dict[str, str]:
+        """Each replica has caches of its own, as on hosts of their own."""
+        caches = tmp_path / f"caches-{port}"
+        folders = {"VLLM_CACHE_ROOT": "vllm", "TORCHINDUCTOR_CACHE_DIR": "inductor", "TRITON_CACHE_DIR": "triton"}
+        path = f"{vllm_python.parent}{os.pathsep}{os.environ['PATH']}"
+        return {**VLLM, **{name: str(caches / folder) for name, folder in folders.items()}, "PATH": path}
+
+    with Reader(tmp_path, registry, variables, {8000: first, 8100: second}) as reader:
+        reader.follow(ROOT / "docs" / "vllm.md")
+        wait_until(lambda: "installed files were used" in reader.log(second), 60)
+    assert any(command.startswith("curl") for command in reader.ran)
+    assert "the weights came from a peer" not in reader.log(first)
+    assert "the weights came from a peer" in reader.log(second)
+    assert re.search(r"torch_compile: (\d+) of \1 files .* fetched over local", reader.log(second))
+    assert "none of the" not in reader.log(second)
