@@ -30,7 +30,7 @@ def _engine(name: str) -> Path:
     return ROOT / ".engines" / name / "bin" / "python"
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture
 def registry() -> Iterator[str]:
     """HOST:PORT of a registry."""
     with RegistryProcess() as process:

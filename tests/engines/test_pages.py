@@ -47,3 +47,15 @@ def test_the_page_of_vllm_works(vllm_python: Path, ports: list[int], tmp_path: P
     assert "the weights came from a peer" in reader.log(second)
     assert re.search(r"torch_compile: (\d+) of \1 files .* fetched over local", reader.log(second))
     assert "none of the" not in reader.log(second)
+
+
+@pytest.mark.timeout(600)
+def test_the_page_of_sglang_works(sglang_python: Path, ports: list[int], tmp_path: Path) -> None:
+    registry, first, second = ports
+    path = f"{sglang_python.parent}{os.pathsep}{os.environ['PATH']}"
+    variables = {"HF_HUB_OFFLINE": "1", "SGLANG_USE_CPU_ENGINE": "1", "PATH": path}
+    with Reader(tmp_path, registry, lambda port: variables, {30000: first, 30100: second}) as reader:
+        reader.follow(ROOT / "docs" / "sglang.md")
+    assert any(command.startswith("curl") for command in reader.ran)
+    assert "the weights came from a peer" not in reader.log(first)
+    assert "the weights came from a peer" in reader.log(second)

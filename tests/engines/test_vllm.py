@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from modelexpress.cli.demo_model import build_demo_model
 from modelexpress.client import Client
 from tests.support.vllm_replica import VllmReplica
 from tests.support.waiting import wait_until
@@ -17,6 +18,8 @@ ALONE = {"distributed_executor_backend": "uni"}
 
 
 def await_sources(registry: str, count: int) -> None:
+    """Wait until so many materials are offered; those of earlier tests have ended or are stale."""
+
     def listed() -> bool:
         with Client(registry) as client:
             return len(client.list_sources()) >= count
@@ -60,6 +63,59 @@ def test_a_second_replica_comes_up_from_the_first_and_a_third_from_the_second(
             with replica("third", "modelexpress") as third:
                 assert FROM_PEER in third.messages
                 assert third.tokens == first.tokens
+
+
+def test_each_rank_gets_what_the_same_rank_has(
+    vllm_python: Path, registry: str, checkpoint: Path, tmp_path: Path
+) -> None:
+    first, second = pair(
+        vllm_python,
+        registry,
+        checkpoint,
+        tmp_path,
+        {"tensor_parallel_size": 2, "distributed_executor_backend": "mp"},
+        2,
+    )
+    assert {f"rank {rank} is source" in first for rank in (0, 1)} == {True}
+    assert second.count(FROM_PEER) == 2
+
+
+def test_a_draft_model_is_a_model_of_its_own(
+    vllm_python: Path, registry: str, checkpoint: Path, tmp_path: Path
+) -> None:
+    draft = build_demo_model(tmp_path / "draft", scale="tiny", seed=3)
+    speculative = {"model": str(draft), "method": "draft_model", "num_speculative_tokens": 2}
+    first, second = pair(
+        vllm_python, registry, checkpoint, tmp_path, {"speculative_config": speculative, **ALONE}, 2, also=draft
+    )
+    assert FROM_PEER not in first
+    assert second.count(FROM_PEER) == 2
+
+
+def pair(
+    python: Path,
+    registry: str,
+    checkpoint: Path,
+    folder: Path,
+    options: Mapping[str, object],
+    materials: int,
+    also: Path | None = None,
+) -> tuple[str, str]:
+    """Start a replica, and another one once so many materials are offered; return what both said."""
+
+    def replica(name: str) -> VllmReplica:
+        log = folder / f"{name}.log"
+        return VllmReplica(
+            python, checkpoint, log, registry, options={"load_format": "mx", **options}, variables=REVISION
+        )
+
+    with replica("first") as first:
+        await_sources(registry, materials)
+        for each in (checkpoint, also or checkpoint):
+            ruin(each)
+        with replica("second") as second:
+            assert second.tokens == first.tokens
+            return first.messages, second.messages
 
 
 def test_without_a_registry_it_loads_natively_and_says_why(vllm_python: Path, checkpoint: Path, tmp_path: Path) -> None:

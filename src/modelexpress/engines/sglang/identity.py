@@ -1,5 +1,6 @@
 """What an SGLang worker's weights are: an identity from the engine's configuration, and the rank within the replica."""
 
+from collections.abc import Mapping
 from importlib.metadata import version
 from typing import Any
 
@@ -21,6 +22,15 @@ _OPTIONS = (
     *("enable_multimodal", "language_only", "encoder_only", "speculative_algorithm"),
 )
 """Options that decide which tensors a rank has, or how the post-load step leaves them, where the engine has them."""
+
+
+_COMPILE_OPTIONS = (
+    "enable_torch_compile",
+    "torch_compile_max_bs",
+    "cuda_graph_config",
+    "sampling_backend",
+    "page_size",
+)
 
 
 def identity_of(model_config: Any, load_config: Any, settings: Settings) -> SourceIdentity:
@@ -59,6 +69,11 @@ def rank_of_worker() -> int:
 
     parallel = get_parallel()
     return int(parallel.tp_size * parallel.pp_rank + parallel.tp_rank)
+
+
+def compile_options(options: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """Return those of an engine's options that decide what torch.compile is given, with their values."""
+    return [(name, str(options[name])) for name in _COMPILE_OPTIONS if name in options]
 
 
 def _parameters(model_config: Any, load_config: Any) -> dict[str, str]:

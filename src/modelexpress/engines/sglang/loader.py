@@ -1,13 +1,16 @@
 """The loader that SGLang makes for `--load-format remote_instance` with the backend `modelexpress`."""
 
 import logging
+import os
 from typing import Any
 
 import torch
 
+from modelexpress.engines.caches import bring_caches
+from modelexpress.engines.identity import digest_of
 from modelexpress.engines.model_load import ModelLoad, PeerLoadFailed
 from modelexpress.engines.process_worker import process_worker
-from modelexpress.engines.sglang.identity import identity_of, rank_of_worker
+from modelexpress.engines.sglang.identity import compile_options, identity_of, rank_of_worker
 from modelexpress.engines.sglang.native import NativeLoader
 from modelexpress.engines.sglang.suitability import unsuitable, unsuitable_model
 from modelexpress.settings import Settings
@@ -46,9 +49,13 @@ class MxModelLoader:
             logger.warning("loading natively, and not becoming a source: %s", reason)
             native.fill(model)
             return model
-        worker = process_worker(max(device_config.gpu_id or 0, 0), settings)
+        device = max(device_config.gpu_id or 0, 0)
+        worker = process_worker(device, settings)
         identity = identity_of(model_config, self._load_config, settings)
-        return load_or_fill(ModelLoad(identity, rank_of_worker(), settings, worker, PACKAGES), model, native)
+        load = ModelLoad(identity, rank_of_worker(), settings, worker, PACKAGES)
+        configuration = digest_of([*sorted(identity.extra_parameters.items()), *compile_options(options)])
+        bring_caches(identity, configuration, settings, _variables(), first_of_host=device == 0)
+        return load_or_fill(load, model, native)
 
 
 def load_or_fill(load: ModelLoad, model: torch.nn.Module, native: NativeLoader) -> torch.nn.Module:
@@ -85,6 +92,13 @@ def settings_of(load_config: Any) -> Settings:
             load_config.modelexpress_transport,
         )
     return settings
+
+
+def _variables() -> dict[str, str]:
+    """Return the variables that say where caches are, with SGLang's own defaults."""
+    from sglang.srt.environ import envs
+
+    return {**os.environ, "DG_JIT_CACHE_DIR": os.path.expanduser(envs.SGLANG_DG_CACHE_DIR.get())}
 
 
 def _process(model: torch.nn.Module, native: NativeLoader) -> None:

@@ -1,15 +1,12 @@
 """What a vLLM worker's weights are: an identity from the engine's configuration, and the rank within the replica."""
 
-import hashlib
-import json
 from enum import Enum
 from importlib.metadata import version
-from pathlib import Path
 from typing import Any
 
 import torch
 
-from modelexpress.engines.fingerprint import folder_fingerprint
+from modelexpress.engines.identity import digest_of, gpu_architecture, revision_of
 from modelexpress.identity import BackendFramework, SourceIdentity
 from modelexpress.settings import Settings
 
@@ -56,11 +53,11 @@ def identity_of(vllm_config: Any, model_config: Any, prefix: str, layout: Layout
         expert_parallel_size=parallel.tensor_parallel_size * parallel.data_parallel_size if experts else 0,
         dtype=str(model_config.dtype).removeprefix("torch."),
         quantization=str(model_config.quantization or ""),
-        revision=_revision(model_config, settings),
+        revision=revision_of(model_config.model, model_config.revision, model_config.hf_config, settings),
         backend_framework_version=str(vllm.__version__),
         torch_version=torch.__version__,
         cuda_version=torch.version.cuda or "",
-        gpu_arch=_architecture(),
+        gpu_arch=gpu_architecture(),
         extra_parameters=_parameters(vllm_config, model_config, prefix, layout),
     )
 
@@ -91,35 +88,10 @@ def _parameters(vllm_config: Any, model_config: Any, prefix: str, layout: Layout
         "architectures": ",".join(getattr(hf_config, "architectures", None) or []),
         "role": "draft" if draft is not None and model_config is draft.draft_model_config else "",
         "prefix": prefix,
-        "quantization_config": _digest(getattr(hf_config, "quantization_config", None)),
+        "quantization_config": digest_of(getattr(hf_config, "quantization_config", None)),
         "kv_cache_dtype": str(vllm_config.cache_config.cache_dtype),
     }
     if layout is Layout.PROCESSED:
         # Which kernels the post-load step prepares for depends on all of the configuration.
         found["engine"] = vllm_config.compute_hash()
     return {name: value for name, value in found.items() if value}
-
-
-def _digest(value: Any) -> str:
-    if value is None:
-        return ""
-    plain = value.to_dict() if hasattr(value, "to_dict") else value
-    return hashlib.sha256(json.dumps(plain, sort_keys=True, default=str).encode()).hexdigest()[:16]
-
-
-def _revision(model_config: Any, settings: Settings) -> str:
-    """Return the revision that was asked for, or else what tells this checkpoint from others of its name."""
-    named = model_config.revision or settings.model_revision
-    if named:
-        return str(named)
-    folder = Path(model_config.model)
-    if folder.is_dir():
-        return folder_fingerprint(folder)
-    return str(getattr(model_config.hf_config, "_commit_hash", None) or "")
-
-
-def _architecture() -> str:
-    if not torch.cuda.is_available():
-        return ""
-    major, minor = torch.cuda.get_device_capability()
-    return f"sm_{major}{minor}"

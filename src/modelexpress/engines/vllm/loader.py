@@ -9,8 +9,9 @@ from vllm.model_executor.model_loader.base_loader import BaseModelLoader
 from vllm.model_executor.model_loader.default_loader import DefaultModelLoader
 
 from modelexpress.engines.messages import show_in_log_of
+from modelexpress.engines.model_load import PeerLoadFailed
 from modelexpress.engines.vllm.identity import Layout, layout_here
-from modelexpress.engines.vllm.model_load import ModelLoad, PeerLoadFailed
+from modelexpress.engines.vllm.model_load import VllmLoad
 from modelexpress.engines.vllm.suitability import unsuitable, unsuitable_model
 from modelexpress.settings import Settings
 
@@ -35,7 +36,7 @@ class MxModelLoader(BaseModelLoader):  # type: ignore[misc]  # vLLM is not insta
         self._native = DefaultModelLoader(
             dataclasses.replace(load_config, load_format="auto", model_loader_extra_config=extra)
         )
-        self._load: ModelLoad | None = None
+        self._load: VllmLoad | None = None
 
     def download_model(self, model_config: Any) -> None:
         """Let vLLM download the checkpoint."""
@@ -46,7 +47,7 @@ class MxModelLoader(BaseModelLoader):  # type: ignore[misc]  # vLLM is not insta
         if (reason := unsuitable(vllm_config, Settings.read())) is not None:
             logger.warning("loading natively, and not becoming a source: %s", reason)
         else:
-            self._load = ModelLoad.of(vllm_config, model_config, prefix, layout_here(), self._registry)
+            self._load = VllmLoad.of(vllm_config, model_config, prefix, layout_here(), self._registry)
         try:
             if self._load is not None and self._load.layout is Layout.PROCESSED:
                 return self._load_processed(self._load, vllm_config, model_config, prefix)
@@ -67,7 +68,7 @@ class MxModelLoader(BaseModelLoader):  # type: ignore[misc]  # vLLM is not insta
         model: torch.nn.Module = super().load_model(vllm_config=vllm_config, model_config=model_config, prefix=prefix)
         return model
 
-    def _load_processed(self, load: ModelLoad, vllm_config: Any, model_config: Any, prefix: str) -> torch.nn.Module:
+    def _load_processed(self, load: VllmLoad, vllm_config: Any, model_config: Any, prefix: str) -> torch.nn.Module:
         """Process a model that is not filled, then receive all of it; else load one natively, and share that."""
         layers = vllm_config.compilation_config.static_forward_context
         known = dict(layers)
@@ -83,7 +84,7 @@ class MxModelLoader(BaseModelLoader):  # type: ignore[misc]  # vLLM is not insta
         load.share_processed(model)
         return model
 
-    def _received(self, load: ModelLoad, vllm_config: Any, model_config: Any, prefix: str) -> torch.nn.Module:
+    def _received(self, load: VllmLoad, vllm_config: Any, model_config: Any, prefix: str) -> torch.nn.Module:
         from vllm.model_executor.model_loader.utils import process_weights_after_loading
         from vllm.utils.torch_utils import set_default_torch_dtype
 
