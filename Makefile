@@ -63,6 +63,7 @@ bench: setup
 	$(BIN)/python -m benchmarks.transport
 	$(BIN)/python -m benchmarks.nixl
 	$(BIN)/python -m benchmarks.load
+	$(BIN)/python -m benchmarks.artifacts
 	$(BIN)/python -m benchmarks.fan_out
 	$(BIN)/python -m scripts.write_docs
 

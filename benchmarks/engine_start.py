@@ -1,8 +1,8 @@
 """How long a replica of vLLM takes to come up: cold, with weights from a peer, with caches too, and locally warm.
 
-Run it with `python -m benchmarks.engine_start`, after `make engines`. Every replica is `vllm serve` as a user starts it,
-with a folder of caches of its own. "Locally warm" is the first replica started again, with its own caches and weights.
-Compilation is what takes long here, so the model is tiny.
+Run it with `python -m benchmarks.engine_start`, after `make engines`. Every replica is `vllm serve` as a user starts
+it, with a folder of caches of its own. "Locally warm" is the first replica started again, with its own caches and
+weights. Compilation is what takes long here, so the model is tiny.
 """
 
 import argparse

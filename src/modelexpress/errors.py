@@ -26,12 +26,16 @@ ModelExpressError
 │   ├── ManifestInvalid
 │   ├── ManifestMismatch
 │   └── DigestMismatch
-└── LoadError
-    ├── NoSourceFound
-    ├── CheckpointError
-    ├── UnsupportedModel
-    ├── NoRoom
-    └── PartialModel
+├── LoadError
+│   ├── NoSourceFound
+│   ├── CheckpointError
+│   ├── UnsupportedModel
+│   ├── NoRoom
+│   └── PartialModel
+└── ArtifactError
+    ├── ArtifactInvalid
+    ├── ArtifactUnsigned
+    └── CacheBusy
 
 A message says what happened, to what, and what to do about it.
 """
@@ -205,3 +209,19 @@ class NoRoom(LoadError):
 
 class PartialModel(LoadError):
     """The load failed after weights had been overwritten: the model must not be used."""
+
+
+class ArtifactError(ModelExpressError):
+    """A cache artifact could not be sealed, moved or installed; the engine compiles for itself instead."""
+
+
+class ArtifactInvalid(ArtifactError):
+    """A sealed manifest contradicts itself, its id, or the bytes that came with it."""
+
+
+class ArtifactUnsigned(ArtifactError):
+    """The policy demands a signature that is missing, wrong, or by a key that is not listed."""
+
+
+class CacheBusy(ArtifactError):
+    """A cache kept changing while it was read or written."""

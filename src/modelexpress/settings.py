@@ -144,6 +144,59 @@ class Settings(BaseModel):
         validation_alias="MX_CHUNK_BYTES",
         description="Bytes that travel, and are checked, together.",
     )
+    p2p_metadata: bool = Field(
+        default=True,
+        validation_alias="MX_P2P_METADATA",
+        description="Whether sources are published and asked for at all; 0: everything is loaded without peers.",
+    )
+    artifact_transfer: bool = Field(
+        default=False,
+        validation_alias="MX_ARTIFACT_TRANSFER",
+        description="1: caches of compiled kernels are offered to peers, and brought from them before engines start.",
+    )
+    artifact_chunk_bytes: Annotated[int, Field(ge=64 << 10, le=4 << 30)] = Field(
+        default=64 * MIB,
+        validation_alias="MX_ARTIFACT_TRANSFER_CHUNK_SIZE",
+        description="Bytes of a cached file that have a checksum of their own.",
+    )
+    artifact_ready_url: str = Field(
+        default="",
+        validation_alias="MX_ARTIFACT_READY_URL",
+        description="http or https URL that answers 200 when the engine is ready, and its caches can be sealed; with "
+        "another scheme none are offered; empty: the engine says so itself.",
+    )
+    artifact_ready_timeout: Seconds = Field(
+        default=1800.0,
+        validation_alias="MX_ARTIFACT_READY_TIMEOUT_SECS",
+        description="An engine that is not ready after so long offers no caches.",
+    )
+    artifact_compile_config_digest: str = Field(
+        default="",
+        validation_alias="MX_ARTIFACT_COMPILE_CONFIG_DIGEST",
+        description="Any word for what decides compiled code beyond model and versions; only equal words share caches.",
+    )
+    artifact_bundle_root: str = Field(
+        default="",
+        validation_alias="MX_ARTIFACT_BUNDLE_ROOT",
+        description="Where other versions stage bundles of caches; accepted, without effect: this one stages in memory "
+        "and within each cache.",
+    )
+    artifact_policy: Literal["off", "warn", "require"] = Field(
+        default="off",
+        validation_alias="MX_ARTIFACT_POLICY",
+        description="What to do with caches that no trusted key signed: off: install, warn: install and say so, "
+        "require: refuse.",
+    )
+    artifact_signing_key: str = Field(
+        default="",
+        validation_alias="MX_ARTIFACT_SIGNING_KEY",
+        description="File with the private key that signs the caches offered here (mx keys new).",
+    )
+    artifact_trusted_keys: str = Field(
+        default="",
+        validation_alias="MX_ARTIFACT_TRUSTED_KEYS",
+        description="File with the public keys whose signatures count, one a line (mx keys show).",
+    )
 
     @classmethod
     def read(cls, environ: Mapping[str, str] | None = None) -> "Settings":

@@ -59,3 +59,9 @@ def test_the_page_of_sglang_works(sglang_python: Path, ports: list[int], tmp_pat
     assert any(command.startswith("curl") for command in reader.ran)
     assert "the weights came from a peer" not in reader.log(first)
     assert "the weights came from a peer" in reader.log(second)
+
+
+def test_the_page_of_transformers_works(ports: list[int], tmp_path: Path) -> None:
+    with Reader(tmp_path, ports[0]) as reader:
+        reader.follow(ROOT / "docs" / "transformers.md")
+    assert reader.ran[-2:] == ["python source.py", "python target.py"]

@@ -141,14 +141,13 @@ def test_a_fleet_reader_gets_the_tensors_with_or_without_naming_the_worker(worke
     ]
 
 
-def test_artifacts_are_not_implemented_yet() -> None:
+def test_an_artifact_that_is_not_offered_is_refused() -> None:
     with worker_server() as server, grpc.insecure_channel(f"127.0.0.1:{server.port}") as channel:
         stub = p2p_pb2_grpc.WorkerServiceStub(channel)
-        unknown = grpc.StatusCode.UNIMPLEMENTED
-        assert status_of(lambda: stub.GetArtifactManifestHeader(p2p_pb2.GetArtifactManifestHeaderRequest())) is unknown
-        assert status_of(lambda: stub.GetArtifactManifestChunks(p2p_pb2.GetArtifactManifestChunksRequest())) is unknown
-        assert status_of(lambda: stub.PrepareArtifactChunk(p2p_pb2.PrepareArtifactChunkRequest())) is unknown
-        assert status_of(lambda: stub.ReleaseArtifactChunk(p2p_pb2.ReleaseArtifactChunkRequest())) is unknown
+        header = p2p_pb2.GetArtifactManifestHeaderRequest()
+        assert status_of(lambda: stub.GetArtifactManifestHeader(header)) is grpc.StatusCode.FAILED_PRECONDITION
+        chunks = p2p_pb2.GetArtifactManifestChunksRequest()
+        assert status_of(lambda: stub.GetArtifactManifestChunks(chunks)) is grpc.StatusCode.FAILED_PRECONDITION
 
 
 def test_removing_one_material_leaves_the_others_and_their_readers() -> None:

@@ -49,7 +49,21 @@ def update(address: str, source_id: str, worker_id: str, rank: int, status: int,
     return bool(MxClient(address).update_status(source_id, worker_id, rank, status, load))
 
 
-CALLS = {function.__name__: function for function in (source_ids, version, publish, list_sources, get, update)}
+def artifact(address: str, identity: dict[str, Any]) -> Any:
+    """Find a source of a cache and read its sealed manifest, with every check that their target makes."""
+    from modelexpress.metadata import artifact_transfer as theirs  # type: ignore[import-not-found]
+
+    found = theirs.discover_artifact_source(MxClient(address), identity_of(identity), node_rank=0)
+    where = (found.worker_grpc_endpoint, found.mx_source_id)
+    header, _ = theirs.fetch_artifact_manifest_header(where[0], mx_source_id=where[1], artifact_id=found.artifact_id)
+    chunks = theirs._fetch_all_chunks(*where, header.artifact_id, expected_chunk_count=header.chunk_count)
+    theirs._validate_fetched_artifact_manifest(header, chunks, found.artifact_id)
+    return as_dict(header)
+
+
+CALLS = {
+    function.__name__: function for function in (source_ids, version, publish, list_sources, get, update, artifact)
+}
 
 if __name__ == "__main__":
     for line in sys.stdin:

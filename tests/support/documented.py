@@ -2,6 +2,7 @@
 
 import os
 import re
+import shlex
 import signal
 import subprocess
 import sys
@@ -13,6 +14,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
+from tests.support.shared_memory import remove, shared_memory_of
 from tests.support.waiting import wait_until
 
 GO_ON = ("mx serve", "mx publish", "python source.py", "python replica.py")
@@ -73,7 +75,7 @@ class Reader:
         if command.startswith("export "):
             name, _, value = command.removeprefix("export ").partition("=")
             if name != "PATH":
-                self._environment[name] = value
+                self._environment[name] = "".join(shlex.split(value))
         elif command.startswith(GO_ON):
             self._start(command)
         elif engine := _ENGINE.search(command):
@@ -152,9 +154,11 @@ def _end(process: "subprocess.Popen[str]") -> None:
 
 
 def _end_group(process: "subprocess.Popen[bytes]") -> None:
+    left_behind = shared_memory_of(process.pid)
     os.killpg(process.pid, signal.SIGTERM)
     try:
         process.wait(_PATIENCE)
     except subprocess.TimeoutExpired:
         os.killpg(process.pid, signal.SIGKILL)
         process.wait(_PATIENCE)
+    remove(left_behind)

@@ -39,6 +39,11 @@ def test_nothing_breaks_reading(environ: dict[str, str]) -> None:
         ("MX_GC_TIMEOUT_SECS", "nan", "gc_timeout"),
         ("MX_WORKER_GRPC_PORT", "65536", "worker_grpc_port"),
         ("MX_TRANSPORT", "pigeon", "transport"),
+        ("MX_ARTIFACT_TRANSFER", "perhaps", "artifact_transfer"),
+        ("MX_ARTIFACT_TRANSFER_CHUNK_SIZE", "64M", "artifact_chunk_bytes"),
+        ("MX_ARTIFACT_TRANSFER_CHUNK_SIZE", "4294967297", "artifact_chunk_bytes"),
+        ("MX_ARTIFACT_READY_TIMEOUT_SECS", "half an hour", "artifact_ready_timeout"),
+        ("MX_ARTIFACT_READY_TIMEOUT_SECS", "-5", "artifact_ready_timeout"),
     ],
 )
 def test_a_malformed_value_is_named_and_the_default_used(

@@ -8,6 +8,7 @@ import typer
 from modelexpress.cli.bench import bench
 from modelexpress.cli.demo import demo
 from modelexpress.cli.doctor import doctor
+from modelexpress.cli.keys import keys
 from modelexpress.cli.plan import plan
 from modelexpress.cli.publish import publish
 from modelexpress.cli.pull import pull
@@ -34,3 +35,4 @@ def _configure(
 
 for command in (serve, sources, publish, pull, plan, bench, doctor, demo):
     app.command()(command)
+app.add_typer(keys, name="keys")

@@ -12,20 +12,20 @@ from modelexpress.settings import Settings
 
 
 def revision_of(model: str, named: str | None, hf_config: Any, settings: Settings) -> str:
-    """Return the revision that was asked for, or else what tells this checkpoint from others of its name.
+    """Return what tells this checkpoint from others of its name: branches move, and folders are written anew.
 
     Args:
         model: Name or folder of the checkpoint.
-        named: The revision that the engine was told.
+        named: The revision that the engine was told, which may be a branch.
         hf_config: The checkpoint's configuration.
         settings: May name the revision.
     """
-    if named or settings.model_revision:
-        return str(named or settings.model_revision)
+    if settings.model_revision:
+        return settings.model_revision
     folder = Path(model)
     if folder.is_dir():
         return folder_fingerprint(folder)
-    return str(getattr(hf_config, "_commit_hash", None) or "")
+    return str(getattr(hf_config, "_commit_hash", None) or named or "")
 
 
 def gpu_architecture() -> str:

@@ -1,6 +1,7 @@
 """Worker to worker: the server beside an engine, its publications, and the client that reads from others."""
 
 from modelexpress.peer.client import PeerClient
+from modelexpress.peer.farewell import close_at_exit, closed, undisturbed
 from modelexpress.peer.held_lease import HeldLease
 from modelexpress.peer.host import host_id, new_worker_id
 from modelexpress.peer.material import Material, file_specs
@@ -21,7 +22,10 @@ __all__ = [
     "Seeker",
     "Upstream",
     "Worker",
+    "close_at_exit",
+    "closed",
     "file_specs",
     "host_id",
     "new_worker_id",
+    "undisturbed",
 ]

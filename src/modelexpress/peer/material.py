@@ -11,13 +11,18 @@ from modelexpress.peer.joining import Admission
 from modelexpress.transfer.manifest import Manifest
 from modelexpress.transfer.prefix import Prefix
 from modelexpress.transport import Export, Transport
+from modelexpress.wire.artifact import SealedArtifact
 from modelexpress.wire.peer import LeaseGrant, ManifestHead
 from modelexpress.wire.records import FileSpec, TensorDescriptor, TransportOffer
 
 
 @dataclass(frozen=True)
 class Material:
-    """What a worker offers under one identity. `owners` keep the memory of the regions alive."""
+    """What a worker offers under one identity.
+
+    `owners` keep the memory of the regions alive. `artifact` is the sealed manifest where the tensors are the files of
+    a cache.
+    """
 
     identity: SourceIdentity
     rank: int
@@ -26,6 +31,7 @@ class Material:
     owners: tuple[object, ...] = ()
     files: Mapping[str, bytes] = field(default_factory=dict)
     accelerator: str = ""
+    artifact: SealedArtifact | None = None
 
     def descriptors(self) -> Iterator[TensorDescriptor]:
         """Yield the tensors as `model_express.p2p` describes them."""

@@ -74,9 +74,7 @@ class WorkerServer:
             maximum_concurrent_rpcs=_CALLS,
         )
         peer_pb2_grpc.add_PeerServiceServicer_to_server(PeerService(self.shelf), self._server)
-        # The artifact methods are inherited: they answer UNIMPLEMENTED.
-        worker_service = WorkerService(self.shelf)  # type: ignore[abstract]
-        p2p_pb2_grpc.add_WorkerServiceServicer_to_server(worker_service, self._server)
+        p2p_pb2_grpc.add_WorkerServiceServicer_to_server(WorkerService(self.shelf), self._server)
         self._port: int | None = _bind(self._server, host, port, tls.credentials() if tls else None)
         self._server.start()
 

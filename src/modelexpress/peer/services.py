@@ -1,6 +1,7 @@
 """What a worker answers: the fleet's WorkerService and our own PeerService, over the same materials and leases."""
 
 from collections.abc import Iterator
+from typing import NoReturn
 
 import grpc
 
@@ -9,6 +10,7 @@ from modelexpress.peer.joining import Redirected
 from modelexpress.peer.shelf import Shelf
 from modelexpress.peer.status import answering
 from modelexpress.wire import p2p_pb2, p2p_pb2_grpc, peer_pb2, peer_pb2_grpc
+from modelexpress.wire.artifact import SealedArtifact, chunks_to_message, header_to_message
 from modelexpress.wire.asking import asking_from_message
 from modelexpress.wire.peer import file_blocks, grant_to_message, members_to_messages, readers_to_message
 from modelexpress.wire.worker import manifest_to_message
@@ -18,6 +20,8 @@ SMALL_MANIFEST_BYTES = 2 << 20
 
 PREFIX_SECONDS = 1.0
 """How often a worker that is still receiving says how far it is when nothing has changed."""
+
+_NO_STAGING = "this worker stages no chunks: read the artifact with a lease of modelexpress.peer.v1.PeerService"
 
 
 class PeerService(peer_pb2_grpc.PeerServiceServicer):
@@ -93,7 +97,10 @@ class PeerService(peer_pb2_grpc.PeerServiceServicer):
 
 
 class WorkerService(p2p_pb2_grpc.WorkerServiceServicer):
-    """The tensor half of the fleet's worker protocol."""
+    """The fleet's worker protocol: tensors, and the sealed manifests of artifacts.
+
+    The bytes of an artifact go over the leases of `PeerService` alone: this protocol knows RDMA only for them.
+    """
 
     def __init__(self, shelf: Shelf) -> None:
         self._shelf = shelf
@@ -120,6 +127,37 @@ class WorkerService(p2p_pb2_grpc.WorkerServiceServicer):
             self._check(request)
             self._shelf.leases.release(request.lease_id)
             return p2p_pb2.ReleaseTensorReadResponse()
+
+    def GetArtifactManifestHeader(  # noqa: N802
+        self, request: p2p_pb2.GetArtifactManifestHeaderRequest, context: grpc.ServicerContext
+    ) -> p2p_pb2.GetArtifactManifestHeaderResponse:
+        with answering(context):
+            sealed = self._sealed(request.mx_source_id, request.artifact_id)
+            rank = self._shelf.material(request.mx_source_id).rank
+            return header_to_message(request.mx_source_id, rank, sealed)
+
+    def GetArtifactManifestChunks(  # noqa: N802
+        self, request: p2p_pb2.GetArtifactManifestChunksRequest, context: grpc.ServicerContext
+    ) -> p2p_pb2.GetArtifactManifestChunksResponse:
+        with answering(context):
+            sealed = self._sealed(request.mx_source_id, request.artifact_id)
+            return chunks_to_message(request.mx_source_id, sealed, request.start_chunk_index, request.max_chunks)
+
+    def PrepareArtifactChunk(  # noqa: N802
+        self, request: p2p_pb2.PrepareArtifactChunkRequest, context: grpc.ServicerContext
+    ) -> NoReturn:
+        context.abort(grpc.StatusCode.UNIMPLEMENTED, _NO_STAGING)
+
+    def ReleaseArtifactChunk(  # noqa: N802
+        self, request: p2p_pb2.ReleaseArtifactChunkRequest, context: grpc.ServicerContext
+    ) -> NoReturn:
+        context.abort(grpc.StatusCode.UNIMPLEMENTED, _NO_STAGING)
+
+    def _sealed(self, source_id: str, artifact_id: str) -> SealedArtifact:
+        sealed = self._shelf.material(source_id).artifact
+        if sealed is None or artifact_id not in ("", sealed.artifact_id):
+            raise SourceGone(f"worker {self._shelf.worker_id} does not hold artifact {artifact_id[:64]!r} (any more)")
+        return sealed
 
     def _check(
         self,

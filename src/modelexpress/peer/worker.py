@@ -2,6 +2,7 @@
 
 import logging
 import os
+import threading
 from collections.abc import Sequence
 from pathlib import Path
 from types import TracebackType
@@ -19,6 +20,7 @@ from modelexpress.peer.server import WorkerServer
 from modelexpress.registry.auth import read_tokens
 from modelexpress.settings import Settings
 from modelexpress.transport import Transport, available
+from modelexpress.wire.artifact import summary_of
 from modelexpress.wire.p2p import identity_to_message
 from modelexpress.wire.records import Member, SourceStatus, WorkerRecord
 from modelexpress.wire.tls import ServerTls
@@ -80,6 +82,8 @@ class Worker:
         )
         self._client = Client(registry)
         self._publications: list[Publication] = []
+        self._closing = False
+        self._lock = threading.Lock()
         self._owner = os.getpid()
         close_at_exit(self)
 
@@ -130,11 +134,15 @@ class Worker:
             ConfigurationError: It is closed.
         """
         if self.port is None:
-            raise ConfigurationError(f"worker {self.worker_id} is closed: make a new one")
+            raise self._is_closed()
         return Member(self.worker_id, endpoint(self._host, self.port))
 
     def _announce(self, material: Material, member: Member) -> Publication:
-        """Keep in the registry what is on the shelf."""
+        """Keep in the registry what is on the shelf.
+
+        Raises:
+            ConfigurationError: This worker is closed, or being closed.
+        """
         record = WorkerRecord(
             worker_id=member.worker_id,
             worker_rank=material.rank,
@@ -142,18 +150,29 @@ class Worker:
             worker_grpc_endpoint=member.endpoint,
             accelerator=material.accelerator,
             topology={HOST_TOPOLOGY: host_id(), ENDPOINT_TOPOLOGY: member.endpoint},
+            artifact=summary_of(material.artifact, material.rank) if material.artifact is not None else None,
         )
-        publication = Publication(
-            self._server, self._client, material.identity, record, self._settings.heartbeat_interval
-        )
-        self._publications.append(publication)
+        with undisturbed(), self._lock:
+            # Else what another thread closes at this moment would be READY for ever.
+            if self._closing:
+                self._server.shelf.remove(material.identity.source_id)
+                raise self._is_closed()
+            publication = Publication(
+                self._server, self._client, material.identity, record, self._settings.heartbeat_interval
+            )
+            self._publications.append(publication)
         return publication
+
+    def _is_closed(self) -> ConfigurationError:
+        return ConfigurationError(f"worker {self.worker_id} is closed: make a new one")
 
     def close(self) -> None:
         """Withdraw every publication and stop the server. Closing twice is allowed, and nothing in a forked child."""
         if os.getpid() != self._owner:
             return
         with undisturbed():
+            with self._lock:
+                self._closing = True
             for publication in self._publications:
                 publication.close()
             self._server.close()

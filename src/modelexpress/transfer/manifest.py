@@ -29,6 +29,8 @@ class Scope(StrEnum):
     """All parameters and buffers of a live module."""
     CHECKPOINT = "checkpoint"
     """The tensors of a checkpoint folder: buffers that a module computes for itself are not among them."""
+    ARTIFACT = "artifact"
+    """The files of a cache, each a tensor of bytes under its path."""
 
 
 @dataclass(frozen=True, eq=False)

@@ -2,9 +2,11 @@
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 from modelexpress.client import Client
 from modelexpress.errors import (
+    ArtifactError,
     LoadError,
     ModelExpressError,
     NoSourceFound,
@@ -19,10 +21,13 @@ from modelexpress.settings import Settings
 from modelexpress.transfer.ledger import Ledger
 from modelexpress.weights.candidates import order_candidates
 from modelexpress.weights.connecting import Connector
-from modelexpress.weights.passing_on import PassingOn
 from modelexpress.weights.reading import Reading, Room
 from modelexpress.weights.report import Journal
 from modelexpress.wire.records import Asking, Member, SourceRef
+
+if TYPE_CHECKING:
+    # It needs torch, which fetching does not.
+    from modelexpress.weights.passing_on import PassingOn
 
 Find = Callable[[Client], Sequence[SourceRef]]
 
@@ -57,7 +62,7 @@ class Fetch:
     journal: Journal
     settings: Settings
     verify: bool = True
-    passing_on: PassingOn | None = None
+    passing_on: "PassingOn | None" = None
     ledger: Ledger = field(default_factory=Ledger)
 
     def run(self) -> None:
@@ -83,7 +88,7 @@ class Fetch:
             try:
                 with upstream:
                     reading.run(upstream)
-            except (PeerError, TransportError, TransferError) as error:
+            except (PeerError, TransportError, TransferError, ArtifactError) as error:
                 self._note(failures, upstream.member, error)
                 chunks = self.passing_on.chunks if self.passing_on else 0
                 useless = frozenset(f.worker_id for f in failures if not isinstance(f.error, SourceBusy))

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 from modelexpress.peer import Upstream
 from modelexpress.settings import Settings
@@ -13,9 +13,12 @@ from modelexpress.transfer.plan import Plan, make_plan
 from modelexpress.transfer.pull import Feed, pull
 from modelexpress.transport import Opened
 from modelexpress.weights.connecting import Connections, Connector
-from modelexpress.weights.passing_on import PassingOn
 from modelexpress.weights.report import COPY, Journal, Stage
 from modelexpress.wire.records import FileSpec
+
+if TYPE_CHECKING:
+    # It needs torch, which fetching does not.
+    from modelexpress.weights.passing_on import PassingOn
 
 DEVICE_BATCH_BYTES = 512 << 20
 """Bytes that travel and are checked together on a GPU: launching a check costs as much time as 0.2 GB of copying."""
@@ -50,6 +53,7 @@ class Room(Protocol):
 
         Raises:
             ManifestMismatch: The source does not hold what is wanted here; nothing was changed.
+            ArtifactError: What it holds may not be taken from it.
         """
 
 
@@ -72,7 +76,7 @@ class Reading:
     journal: Journal
     settings: Settings
     connector: Connector
-    passing_on: PassingOn | None
+    passing_on: "PassingOn | None"
     verify: bool
 
     def run(self, upstream: Upstream) -> None:
@@ -82,6 +86,7 @@ class Reading:
             PeerError: The source said no, or is gone.
             TransportError: The bytes could not be moved.
             TransferError: The source holds something else than is wanted, or than it says.
+            ArtifactError: What it holds may not be taken from it.
         """
         with self.connector.connecting(upstream.lease.grant) as connections:
             with self.journal.stage("manifest"):
