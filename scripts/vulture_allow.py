@@ -13,13 +13,13 @@ _called_by_grpc = (
 _read_by_pydantic = (_.model_config,)
 _read_by_tokenizers = (_.pre_tokenizer, _.decoder)
 _read_by_nixl = (_.useProgThread, _.pthrDelay, _.syncMode)
-_part_of_the_public_api = (_.publications, _.wait_offered, _.waste)
+_part_of_the_public_api = (_.publications, _.wait_offered, _.waste, _.load_from_peer)
 _used_by_tests_alone = (
     _.HostVmm,
     _.kind_named,
 )
 _read_by_the_driver = (_.gpuDirectRDMACapable,)
-_named_in_annotations = (_.Buffer, _.Handler)
+_named_in_annotations = (_.Buffer, _.Handler, _.PretrainedConfig)
 _numbers_of_the_protocol = (
     *(_.LORA, _.CUDA_GRAPH, _.TORCH_COMPILE_CACHE, _.TRITON_CACHE, _.DEEP_GEMM_CACHE, _.TILELANG_CACHE),
     *(_.CUTE_DSL_CACHE, _.FLASHINFER_CACHE, _.TVM_FFI_CACHE, _.VLLM, _.SGLANG, _.TRT_LLM),

@@ -22,7 +22,8 @@ def share_in_background(
     """Make a worker a source of tensors whose values are final now, whatever their owners do with them later.
 
     Tensors in host memory move to where other processes can read them before this returns; digests are computed, and
-    the registry is told, in a thread that ends by itself.
+    the registry is told, in a thread that ends by itself. For device memory that is done at once: it takes milliseconds,
+    and what other threads do on a device disturbs an engine that captures graphs.
 
     Args:
         tensors: By name.
@@ -32,7 +33,7 @@ def share_in_background(
         settings: Sizes and timeouts.
 
     Returns:
-        The thread; None, with the reason logged, where the tensors cannot be shared.
+        The thread; None where there is nothing left to do.
     """
     try:
         settle(catalogue(tensors))
@@ -41,6 +42,9 @@ def share_in_background(
         return None
     # The engine may give its parameters other memory: these keep what they have.
     kept = {name: tensor.detach() for name, tensor in tensors.items()}
+    if any(tensor.is_cuda for tensor in kept.values()):
+        _share(kept, identity, rank, worker, settings)
+        return None
     thread = threading.Thread(
         target=_share, args=(kept, identity, rank, worker, settings), name="mx-sharing", daemon=True
     )

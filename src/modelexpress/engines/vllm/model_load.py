@@ -35,7 +35,8 @@ class VllmLoad(ModelLoad):
     def of(cls, vllm_config: Any, model_config: Any, prefix: str, layout: Layout, registry: str | None) -> "VllmLoad":
         """Return the load of a model of the engine that this process is a worker of; its caches are there then."""
         settings = Settings.read()
-        settings = settings.model_copy(update={"registry": registry or settings.registry})
+        if registry:
+            settings = settings.model_copy(update={"registry": Settings(registry=registry).registry})
         identity = identity_of(vllm_config, model_config, prefix, layout, settings)
         index = device_index()
         worker = process_worker(index, settings)
