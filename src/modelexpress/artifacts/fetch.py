@@ -58,7 +58,7 @@ def fetch(
         if isinstance(mine, FailedRecently):
             raise ArtifactError(f"another process of this host has tried, {mine.age:.0f} s ago: {mine.reason}")
         fetching = _Fetching(kind, identity, root, registry or settings.registry, node_rank, trust or Trust(), settings)
-        report = fetching.run(Journal(progress))
+        report = fetching.run(Journal(progress, measures=False))
         mine.succeed()
     return report
 

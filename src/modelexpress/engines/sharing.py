@@ -22,8 +22,8 @@ def share_in_background(
     """Make a worker a source of tensors whose values are final now, whatever their owners do with them later.
 
     Tensors in host memory move to where other processes can read them before this returns; digests are computed, and
-    the registry is told, in a thread that ends by itself. For device memory that is done at once: it takes milliseconds,
-    and what other threads do on a device disturbs an engine that captures graphs.
+    the registry is told, in a thread that ends by itself. For device memory that is done at once: it takes
+    milliseconds, and what other threads do on a device disturbs an engine that captures graphs.
 
     Args:
         tensors: By name.

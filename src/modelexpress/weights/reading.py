@@ -172,7 +172,7 @@ class Reading:
             verified=pass_on,
         )
         self.journal.stages.append(Stage(COPY, result.seconds, result.nbytes))
-        if self.journal.nbytes >= _WORTH_MEASURING:
+        if self.journal.measures and self.journal.nbytes >= _WORTH_MEASURING:
             offers = {offer.name: offer.descriptor for offer in lease.grant.transports}
             with self.journal.aside():
                 self.journal.limit = opened.reader.limit() or opened.transport.limit(offers[opened.transport.name])

@@ -98,9 +98,10 @@ def _stage_line(stage: Stage) -> str:
 
 @dataclass
 class Journal:
-    """Collects what happens during a load; strategies write, `report` reads."""
+    """Collects what happens during a load; strategies write, `report` reads. `measures` the limit of the link, too."""
 
     progress: Progress | None = None
+    measures: bool = True
     stages: list[Stage] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
     strategy: str = ""
