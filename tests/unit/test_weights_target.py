@@ -177,3 +177,11 @@ def test_a_device_without_room_for_the_model_is_named(monkeypatch: pytest.Monkey
     monkeypatch.setattr(torch, "empty_strided", full)
     with pytest.raises(NoRoom, match=r"does not fit on 'cuda'.*out of memory"):
         target.settled_entries()
+
+
+def test_what_is_about_to_be_overwritten_need_not_move_along() -> None:
+    weight = torch.ones(1000)
+    model = {"weight": weight}
+    settle(catalogue(model), keep=False)
+    assert HostArena.holding(weight.data_ptr(), weight.nbytes) is not None
+    assert not weight.any()

@@ -5,6 +5,7 @@ as the step left it at the source.
 """
 
 import logging
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 import torch
@@ -72,21 +73,22 @@ class ModelLoad:
     def receive(self, model: torch.nn.Module) -> None:
         """Fill a model that has been processed.
 
-        Engines share what they compute once, such as rotary tables, between all models of a process: where this fails,
-        buffers that no checkpoint holds are as they were.
+        Where this fails, parameters hold nothing of use. What is computed when a model is made, which hangs on it as
+        buffers or in hidden tensors, is as it was: it is computed once, at times for all models of a process.
 
         Raises:
             PeerLoadFailed: No peer delivered all of it.
         """
-        computed = [(buffer, buffer.clone()) for buffer in _computed_buffers(model)]
-        names = values_of(model, self.packages)
+        tensors, names = tensors_of(model, self.packages), values_of(model, self.packages)
+        computed = [(tensor, tensor.clone()) for tensor in _computed(model, tensors.values())]
         room = room_for_changes(names)
-        wanted = {**tensors_of(model, self.packages), **room}
+        wanted = {**tensors, **room}
         try:
-            report = load(wanted, self.identity, self.rank, worker=self.worker, settings=self.settings)
+            report = load(wanted, self.identity, self.rank, worker=self.worker, keep=False, settings=self.settings)
         except ModelExpressError as error:
-            for buffer, values in computed:
-                buffer.copy_(values)
+            with torch.no_grad():
+                for tensor, values in computed:
+                    tensor.copy_(values)
             raise PeerLoadFailed(str(error)) from error
         (carrier,) = room
         apply_changes(model, self.packages, names, wanted[carrier])
@@ -106,14 +108,16 @@ class ModelLoad:
             share_in_background(tensors, self.identity, self.rank, self.worker, self.settings)
 
 
-def _computed_buffers(model: torch.nn.Module) -> list[torch.Tensor]:
-    """Return the buffers that checkpoints leave out."""
-    return [
-        buffer
+def _computed(model: torch.nn.Module, tensors: Iterable[torch.Tensor]) -> list[torch.Tensor]:
+    """Return the buffers that checkpoints leave out, and of host memory everything that is no parameter."""
+    left_out = {
+        id(buffer): buffer
         for module in model.modules()
         for name, buffer in module._buffers.items()
         if buffer is not None and name in module._non_persistent_buffers_set
-    ]
+    }
+    on_host = {id(t): t for t in tensors if t.device.type == "cpu" and not isinstance(t, torch.nn.Parameter)}
+    return list({**left_out, **on_host}.values())
 
 
 def _total_bytes(tensors: dict[str, torch.Tensor]) -> int:

@@ -26,6 +26,7 @@ def load(
     native: Callable[[], object] | None = None,
     device: torch.device | str = "cpu",
     worker: Worker | None = None,
+    keep: bool = True,
     progress: Progress | None = None,
     settings: Settings | None = None,
 ) -> LoadReport:
@@ -45,6 +46,8 @@ def load(
         worker: Makes this process a source, too: of what has arrived while the rest is on its way, and of the model
             until the worker is closed; the tensors must not be changed before. Without one this target takes, and
             gives nothing.
+        keep: False where what the tensors hold is of no use, even if loading fails: with a worker, tensors in host
+            memory are moved to where others can read them, and need not take that along.
         progress: Told the bytes in place and the bytes in all.
         settings: Read from the environment when None.
 
@@ -70,7 +73,7 @@ def load(
     if native is not None:
         strategies.append(NativeStrategy(native))
     with journal.stage("catalogue"):
-        target = Target(model, device)
+        target = Target(model, device, keep=keep)
     fill(target, strategies, journal)
     if worker is not None and not worker.publishes(identity.source_id):
         _publish(model, identity, rank, worker, settings, journal)

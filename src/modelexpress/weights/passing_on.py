@@ -32,7 +32,7 @@ class PassingOn:
         self._relay = relay
         self._target = target
         self._rank = rank
-        self._settled = settle(target.settled_entries())
+        self._settled = settle(target.settled_entries(), keep=target.keep)
         relay.prepare(self._settled.regions)
 
     @property

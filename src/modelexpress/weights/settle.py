@@ -27,13 +27,17 @@ class Settled:
         return self.tensors.regions[positions], self.tensors.offsets[positions]
 
 
-def settle(listed: Catalogue) -> Settled:
+def settle(listed: Catalogue, *, keep: bool = True) -> Settled:
     """See to it that other processes can map a model's tensors, and say where each is.
 
     Tensors in host memory move into an arena, storage by storage. They stay the same objects; views that share a
     storage go on sharing it. Each storage is freed before the next one moves, so at no time are there two copies of
     the model. Tensors that are in an arena already stay where they are, and so do those in device memory: the
     allocations under them are offered. Of tensors with gaps between their elements a dense copy is offered.
+
+    Args:
+        listed: The model.
+        keep: False where all of it is about to be overwritten: what tensors in host memory hold is not moved along.
 
     Raises:
         UnsupportedModel: A tensor has no memory (meta device), or is on a device that is neither host nor CUDA.
@@ -44,7 +48,7 @@ def settle(listed: Catalogue) -> Settled:
     on_host = _by_kind(listed, [kind.device.type == "cpu" for kind in listed.kinds])
     movable = dense & on_host & (listed.nbytes > 0)
     movable &= ~_arenas_holding(listed.tensors, listed.nbytes, movable)[1]
-    arena = _move_into_arena(listed.tensors[position] for position in np.flatnonzero(movable).tolist())
+    arena = _move_into_arena((listed.tensors[position] for position in np.flatnonzero(movable).tolist()), keep)
     copies = {
         position: _dense_copy(listed.tensors[position], listed.kind(position).layout)
         for position in np.flatnonzero(~dense).tolist()
@@ -78,11 +82,11 @@ def _arenas_holding(
     return tuple(arenas), inside
 
 
-def _move_into_arena(tensors: Iterable[torch.Tensor]) -> HostArena:
+def _move_into_arena(tensors: Iterable[torch.Tensor], keep: bool) -> HostArena:
     spans = _spans(tensors)
     arena = HostArena(sum(aligned(span.nbytes) for span in spans))
     for span in spans:
-        _move(span, arena)
+        _move(span, arena, keep)
     return arena
 
 
@@ -111,10 +115,11 @@ def _spans(tensors: Iterable[torch.Tensor]) -> list[_Span]:
     return spans
 
 
-def _move(span: _Span, arena: HostArena) -> None:
+def _move(span: _Span, arena: HostArena, keep: bool) -> None:
     block = torch.frombuffer(arena.take(span.nbytes), dtype=torch.uint8)
-    old = torch.empty(0, dtype=torch.uint8).set_(span.tensors[0].untyped_storage())
-    block.copy_(old[span.start : span.start + span.nbytes])
+    if keep:
+        old = torch.empty(0, dtype=torch.uint8).set_(span.tensors[0].untyped_storage())
+        block.copy_(old[span.start : span.start + span.nbytes])
     for tensor in span.tensors:
         offset = tensor.storage_offset() - span.start // tensor.element_size()
         fresh = torch.empty(0, dtype=tensor.dtype)

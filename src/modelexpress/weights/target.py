@@ -24,14 +24,16 @@ class Target:
     Args:
         model: A module, or tensors by name.
         device: Where tensors on the meta device get their memory.
+        keep: False where what the tensors hold is of no use, even if nothing arrives.
 
     Raises:
         UnsupportedModel: A tensor has no plain memory, or is on a device that is neither host nor CUDA.
     """
 
-    def __init__(self, model: Model, device: torch.device | str = "cpu") -> None:
+    def __init__(self, model: Model, device: torch.device | str = "cpu", *, keep: bool = True) -> None:
         self.catalogue = catalogue(model)
         self.catalogue.check_devices("cpu", "cuda", "meta", use="filled")
+        self.keep = keep
         self._device = torch.device(device)
         self.written = False
         self._model = model
