@@ -12,6 +12,8 @@ from typing import Any
 import pytest
 
 VERSION = "0.7.0"
+ITS_OWN = ("google-crc32c==1.8.0",)
+"""What it needs and this package does not."""
 ENVIRONMENT = Path(__file__).parents[2] / ".venv-interop"
 SCRIPT = Path(__file__).with_name("their_client.py")
 
@@ -26,11 +28,12 @@ def their_python() -> Path:
     download a torch with all of CUDA.
     """
     python = ENVIRONMENT / "bin" / "python"
-    stamp = ENVIRONMENT / f"modelexpress-{VERSION}-{sys.version_info.major}.{sys.version_info.minor}"
+    names = "-".join((f"modelexpress-{VERSION}", *ITS_OWN))
+    stamp = ENVIRONMENT / f"{names}-{sys.version_info.major}.{sys.version_info.minor}"
     if not stamp.exists():
         venv.create(ENVIRONMENT, clear=True, symlinks=True)
         command = [sys.executable, "-m", "pip", "--quiet", "--python", str(python), "install", "--no-deps"]
-        subprocess.run([*command, f"modelexpress=={VERSION}"], check=True, timeout=300)
+        subprocess.run([*command, f"modelexpress=={VERSION}", *ITS_OWN], check=True, timeout=300)
         major, minor = sys.version_info[:2]
         packages = ENVIRONMENT / "lib" / f"python{major}.{minor}" / "site-packages"
         # Behind its own packages on the path, so that `modelexpress` is theirs and the rest is shared.

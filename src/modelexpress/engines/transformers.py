@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from modelexpress.engines.fingerprint import folder_fingerprint
-from modelexpress.engines.messages import show_in_log_of
 from modelexpress.identity import SourceIdentity
 from modelexpress.peer import Worker
 from modelexpress.settings import Settings
@@ -59,7 +58,6 @@ def load_from_peer(
     from accelerate import init_empty_weights
     from transformers import AutoConfig, AutoModelForCausalLM
 
-    show_in_log_of("transformers")
     settings = settings or Settings.read()
     folder = Path(config_or_folder) if isinstance(config_or_folder, str | Path) else None
     config: Any = config_or_folder if folder is None else AutoConfig.from_pretrained(folder)
