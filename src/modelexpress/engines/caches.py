@@ -5,8 +5,9 @@ from collections.abc import Mapping
 from dataclasses import replace
 
 from modelexpress.artifacts.kinds import KINDS
-from modelexpress.artifacts.lifecycle import BroughtCaches, Sharing, bring, share_when_ready
+from modelexpress.artifacts.lifecycle import Sharing, bring, share_when_ready
 from modelexpress.identity import SourceIdentity
+from modelexpress.peer import Worker
 from modelexpress.settings import Settings
 
 _sharing: list[Sharing] = []
@@ -19,7 +20,7 @@ def bring_caches(
     settings: Settings,
     environ: Mapping[str, str],
     *,
-    first_of_host: bool,
+    worker: Worker | None,
 ) -> None:
     """Complete this host's caches from a peer, and offer them to others when the engine is ready. Never raises.
 
@@ -30,20 +31,15 @@ def bring_caches(
         configuration: Digest of whatever decides the compiled code.
         settings: Whether caches are transferred at all.
         environ: The variables that say where caches are, with the engine's own defaults.
-        first_of_host: Whether this is the rank that shares.
+        worker: Shares them, at the first rank of a host; None at the others.
     """
     if _sharing:
         return  # this process has begun with another model, or with this one before
     identity = replace(weights, extra_parameters={}, compile_config_digest=configuration)
     brought = bring(identity, KINDS, settings, environ=environ)
-    if not first_of_host:
-        brought.close()
-        return
-    _share(identity, settings, brought, environ)
-
-
-def _share(identity: SourceIdentity, settings: Settings, brought: BroughtCaches, environ: Mapping[str, str]) -> None:
-    sharing = share_when_ready(identity, KINDS, settings, brought=brought, environ=environ)
+    sharing = None
+    if worker is not None:
+        sharing = share_when_ready(identity, KINDS, settings, brought=brought, environ=environ, worker=worker)
     if sharing is None:
         brought.close()
         return

@@ -54,7 +54,7 @@ class MxModelLoader:
         identity = identity_of(model_config, self._load_config, settings)
         load = ModelLoad(identity, rank_of_worker(), settings, worker, PACKAGES)
         configuration = digest_of([*sorted(identity.extra_parameters.items()), *compile_options(options)])
-        bring_caches(identity, configuration, settings, _variables(), first_of_host=device == 0)
+        bring_caches(identity, configuration, settings, _variables(), worker=None if device else worker)
         return load_or_fill(load, model, native)
 
 

@@ -42,7 +42,7 @@ class VllmLoad(ModelLoad):
         worker = process_worker(index, settings)
         load = cls(identity, rank_of(vllm_config), settings, worker, PACKAGES, layout=layout)
         # The engine's hash covers whatever decides the compiled code.
-        bring_caches(identity, vllm_config.compute_hash(), settings, _variables(), first_of_host=index == 0)
+        bring_caches(identity, vllm_config.compute_hash(), settings, _variables(), worker=None if index else worker)
         return load
 
     def fill(self, model: torch.nn.Module, natively: Callable[[], None]) -> None:
