@@ -86,7 +86,7 @@ def attempt(
         mine = Mine()
         try:
             yield mine
-        except Exception as error:
+        except Exception as error:  # whatever it was, the other processes are told of it, and it goes on up
             mark.write(mine.succeeded, f"{type(error).__name__}: {error}")
             raise
         mark.write(mine.succeeded, "it ended without a result")
