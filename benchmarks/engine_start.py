@@ -35,7 +35,6 @@ ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "benchmarks" / "results"
 DEADLINE = 300.0
 _INITIALISED = re.compile(r"init engine \(.*\) took ([\d.]+) s")
-_MOVED = re.compile(r"(\d+) files? .*?([\d.]+) MB")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -44,7 +43,6 @@ class Start:
 
     healthy: float
     initialised: float
-    log: str
 
 
 @dataclasses.dataclass(frozen=True)
@@ -79,7 +77,7 @@ class Replica:
             _await_health(port, process, log)
             healthy = time.monotonic() - started
             found = _INITIALISED.findall(log.read_text())
-            yield Start(healthy, float(found[-1]), log.read_text())
+            yield Start(healthy, float(found[-1]))
         finally:
             os.killpg(process.pid, signal.SIGTERM)
             try:
@@ -102,6 +100,7 @@ class Replica:
             "VLLM_USE_AOT_COMPILE": "0",
             "VLLM_CACHE_ROOT": str(self.folder / "vllm"),
             "TORCHINDUCTOR_CACHE_DIR": str(self.folder / "inductor"),
+            "TRITON_CACHE_DIR": str(self.folder / "triton"),
             "MX_SERVER_ADDRESS": self.registry,
             "MX_ARTIFACT_TRANSFER": str(int(self.caches)),
             "MX_ARTIFACT_READY_URL": f"http://127.0.0.1:{port}/health",
@@ -155,15 +154,7 @@ def measure(folder: Path, repetitions: int) -> list[Figure]:
         for _ in range(repetitions):
             with Replica(first.folder, model, "127.0.0.1:9", "auto", caches=False).run() as start:
                 starts.setdefault("everything local and warm", []).append(start)
-    for start in starts["weights and caches from a peer"][:1]:
-        _show(start)
     return _figures(starts)
-
-
-def _show(start: Start) -> None:
-    for line in start.log.splitlines():
-        if "modelexpress" in line or "artifact" in line or "lifecycle" in line or "bringing" in line:
-            print(line[:220])
 
 
 def _figures(starts: Mapping[str, list[Start]]) -> list[Figure]:

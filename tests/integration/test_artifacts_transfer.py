@@ -117,13 +117,14 @@ class KillAt:
                     self.killed.append(source)
 
 
-@pytest.mark.parametrize("fraction", [0.1, 0.5])
+@pytest.mark.parametrize("fraction", [0.1, 0.5, 0.9])
 def test_another_source_goes_on_where_the_first_one_died(
     registry: str, identity: SourceIdentity, tmp_path: Path, fraction: float
 ) -> None:
     with (
-        ArtifactSource(registry, identity, 64, MIB) as first,
-        ArtifactSource(registry, identity, 64, MIB) as second,
+        # So slow that what is missing when one is killed is not on its way yet.
+        ArtifactSource(registry, identity, 64, MIB, uplink=40 * MIB) as first,
+        ArtifactSource(registry, identity, 64, MIB, uplink=40 * MIB) as second,
     ):
         killer = KillAt(fraction, [first, second])
         report = bring(registry, identity, tmp_path, transport="tcp", progress=killer)

@@ -85,38 +85,6 @@ class EngineProcess:
         self.kill()
 
 
-class VllmServer(EngineProcess):
-    """`vllm serve`.
-
-    Args:
-        python: Of the environment with vLLM.
-        model: A checkpoint folder.
-        log: Where everything it says goes; its caches are beside it, unless `environment` says otherwise.
-        options: Of the command.
-        environment: Further variables.
-    """
-
-    def __init__(
-        self, python: Path, model: Path, log: Path, *options: str, environment: Mapping[str, str] | None = None
-    ) -> None:
-        variables = {
-            "HF_HUB_OFFLINE": "1",
-            "VLLM_CPU_KVCACHE_SPACE": "1",
-            "VLLM_CPU_OMP_THREADS_BIND": "0|1",
-            "VLLM_CACHE_ROOT": str(log.with_suffix(".cache")),
-            "VLLM_NO_USAGE_STATS": "1",
-        }
-        self._model = str(model)
-        command = [str(python.with_name("vllm")), "serve", str(model), "--max-model-len", "128", *options]
-        super().__init__(command, variables | dict(environment or {}), log)
-
-    def generate(self, prompt: str, count: int = 12) -> str:
-        """Return the likeliest text of `count` tokens after a prompt."""
-        fields = {"model": self._model, "prompt": prompt, "max_tokens": count, "temperature": 0}
-        text: str = self.post("/v1/completions", fields)["choices"][0]["text"]
-        return text
-
-
 class SglangServer(EngineProcess):
     """SGLang's server on the host alone.
 

@@ -15,8 +15,6 @@ def show_in_log_of(engine: str) -> None:
     """
     theirs = logging.getLogger(engine)
     if _OWN.handlers or not theirs.handlers:
-        if _OWN.level == logging.NOTSET and not theirs.handlers:
-            _OWN.setLevel(logging.INFO)  # the engine configures the root logger
         return
     for handler in theirs.handlers:
         _OWN.addHandler(handler)
