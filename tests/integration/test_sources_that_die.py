@@ -18,6 +18,8 @@ MEGABYTES = 128
 TOTAL = MEGABYTES << 20
 WINDOW_BYTES = 4 << 20
 """What may be on its way, unverified, when the source dies: three batches of 1 MiB, and one being checked."""
+UPLINK = 64 << 20
+"""Bytes a second of sources that are killed: the last tenth takes 0.2 s, so that none has sent all before it dies."""
 
 
 def settings(transport: str) -> mx.Settings:
@@ -61,8 +63,8 @@ def test_another_source_goes_on_where_the_first_one_died(
 ) -> None:
     model = empty()
     with (
-        SourceProcess(registry, identity, MEGABYTES, transport="tcp") as first,
-        SourceProcess(registry, identity, MEGABYTES, transport="tcp") as second,
+        SourceProcess(registry, identity, MEGABYTES, transport="tcp", uplink=UPLINK) as first,
+        SourceProcess(registry, identity, MEGABYTES, transport="tcp", uplink=UPLINK) as second,
     ):
         killer = KillAt(fraction, [first, second])
         report = mx.load(model, identity, registry=registry, progress=killer, settings=settings("tcp"))
@@ -80,7 +82,7 @@ def test_storage_finishes_when_the_only_source_died(
 ) -> None:
     save_file(tensors(MEGABYTES), tmp_path / "model.safetensors")
     model = {name: tensor.to("meta") if meta else tensor for name, tensor in empty().items()}
-    with SourceProcess(registry, identity, MEGABYTES, transport="tcp") as source:
+    with SourceProcess(registry, identity, MEGABYTES, transport="tcp", uplink=UPLINK) as source:
         report = mx.load(
             model,
             identity,

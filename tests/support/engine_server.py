@@ -55,10 +55,10 @@ class EngineServer:
                 self.send_response(engine.status)
                 if engine.location:
                     self.send_header("Location", engine.location)
-                self.end_headers()
                 with engine._heard:
                     engine.asked += 1
                     engine._heard.notify_all()
+                self.end_headers()
 
             def log_message(self, format: str, *args: object) -> None:
                 """Say nothing."""
