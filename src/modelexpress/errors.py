@@ -32,10 +32,14 @@ ModelExpressError
 │   ├── UnsupportedModel
 │   ├── NoRoom
 │   └── PartialModel
-└── ArtifactError
-    ├── ArtifactInvalid
-    ├── ArtifactUnsigned
-    └── CacheBusy
+├── ArtifactError
+│   ├── ArtifactInvalid
+│   ├── ArtifactUnsigned
+│   └── CacheBusy
+└── DwdpError
+    ├── PartitionInvalid (a ValueError)
+    ├── ExpertsUnsupported
+    └── RankLost
 
 A message says what happened, to what, and what to do about it.
 """
@@ -225,3 +229,19 @@ class ArtifactUnsigned(ArtifactError):
 
 class CacheBusy(ArtifactError):
     """A cache kept changing while it was read or written."""
+
+
+class DwdpError(ModelExpressError):
+    """Ranks could not share the experts of a model."""
+
+
+class PartitionInvalid(DwdpError, ValueError):
+    """The experts cannot be spread over the ranks in the way that was asked for."""
+
+
+class ExpertsUnsupported(DwdpError):
+    """The model's experts are not kept in a way that ranks can share."""
+
+
+class RankLost(DwdpError):
+    """Another rank of the group ended, or did not answer within the deadline."""

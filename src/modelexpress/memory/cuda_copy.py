@@ -9,7 +9,8 @@ from modelexpress.memory.cuda_signatures import CopyAttributes
 
 _INVALID_VALUE = 1
 _NON_BLOCKING_STREAM = 1
-_SLEEPING_EVENT = 1 | 2  # CU_EVENT_BLOCKING_SYNC | CU_EVENT_DISABLE_TIMING
+_TIMED_EVENT = 1  # CU_EVENT_BLOCKING_SYNC
+_SLEEPING_EVENT = _TIMED_EVENT | 2  # CU_EVENT_DISABLE_TIMING
 _ACCESS_IN_STREAM_ORDER = 1
 BATCH_CALL = "cuMemcpyBatchAsync_v2"  # of CUDA 13: that of 12.8 has one argument more
 MOST_COPIES = 1024
@@ -17,24 +18,28 @@ MOST_COPIES = 1024
 
 
 class Event:
-    """A place in a stream that can be waited for; the thread sleeps meanwhile. Made for the current device."""
+    """A place in a stream that can be waited for; the thread sleeps meanwhile. Made for the current device.
 
-    def __init__(self) -> None:
+    Args:
+        timed: Whether it knows when it was reached, which costs a little.
+    """
+
+    def __init__(self, *, timed: bool = False) -> None:
         self._driver = driver()
-        self._handle = ctypes.c_void_p()
-        self._driver.call("cuEventCreate", ctypes.byref(self._handle), _SLEEPING_EVENT)
+        self.handle = ctypes.c_void_p()
+        self._driver.call("cuEventCreate", ctypes.byref(self.handle), _TIMED_EVENT if timed else _SLEEPING_EVENT)
 
     def record(self, stream: "Stream") -> None:
         """Mark what the stream was given so far."""
-        self._driver.call("cuEventRecord", self._handle, stream.handle)
+        self._driver.call("cuEventRecord", self.handle, stream.handle)
 
     def wait(self) -> None:
         """Return when everything before the mark is done; at once, where nothing was marked yet."""
-        self._driver.call("cuEventSynchronize", self._handle)
+        self._driver.call("cuEventSynchronize", self.handle)
 
     def close(self) -> None:
         """Give it back."""
-        self._driver.call("cuEventDestroy_v2", self._handle)
+        self._driver.call("cuEventDestroy_v2", self.handle)
 
 
 class Stream:

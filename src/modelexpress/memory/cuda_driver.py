@@ -35,7 +35,7 @@ class Allocation(NamedTuple):
     is_ipc_capable: bool
 
 
-_BRIEF = frozenset({"cuMemcpyAsync", "cuEventRecord"})
+_BRIEF = frozenset({"cuMemcpyAsync", "cuEventRecord", "cuStreamWaitEvent"})
 """Calls that return within microseconds keep the interpreter: a dozen threads that each let it go and take it again
 after every call spend more time on that than on copying."""
 

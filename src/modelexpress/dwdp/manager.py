@@ -1,0 +1,250 @@
+"""One rank's part in a group that shares experts: set up, used once for each layer, and given back."""
+
+import threading
+from collections.abc import Sequence
+from types import TracebackType
+from typing import ClassVar, Self
+
+import torch
+from torch import nn
+
+from modelexpress.dwdp.agreement import agree
+from modelexpress.dwdp.config import DwdpConfig
+from modelexpress.dwdp.find import check_model, find_layer, find_layers
+from modelexpress.dwdp.links import Links
+from modelexpress.dwdp.model import ExpertLayer
+from modelexpress.dwdp.prefetch import Observer, Prefetcher
+from modelexpress.dwdp.ranks import join
+from modelexpress.dwdp.setup import share
+from modelexpress.dwdp.shared_weight import SharedWeight
+from modelexpress.dwdp.streams import Machine
+from modelexpress.dwdp.undo import Undo
+from modelexpress.errors import DwdpError, ExpertsUnsupported
+
+DEADLINE = 60.0
+"""Seconds that ranks wait for each other while they set up."""
+
+
+class DwdpManager:
+    """Shares the experts of a model among the ranks of a group. For engines; scripts use `enable`.
+
+        with DwdpManager(config, group=group) as manager:
+            manager.add_layer(0)                        # of each layer with experts, in order of use
+            manager.setup(model)
+            manager.prefetch_first_layers()             # at the start of a forward
+            manager.wait_and_bind(experts, 0)           # before the layer's experts, once
+            manager.record_compute_and_prefetch_next(0) # when their kernels are enqueued
+
+    A process can be within one such block only. What its end gives back includes everything that was set up.
+
+    Args:
+        config: The same on all ranks.
+        group: A process group of torch.distributed or a communicator of mpi4py, cut into groups of `dwdp_size`; None:
+            the world.
+        machine: What computes; None: that of the model's parameters.
+        deadline: Seconds to wait for other ranks.
+        observer: Is told what is fetched and computed.
+
+    Raises:
+        PartitionInvalid: There are too few ranks, or this one is in no group.
+        RankLost: The other ranks did not come.
+    """
+
+    _entered: ClassVar["DwdpManager | None"] = None
+    _turn: ClassVar[threading.Lock] = threading.Lock()
+
+    def __init__(
+        self,
+        config: DwdpConfig,
+        *,
+        group: object = None,
+        machine: Machine | None = None,
+        deadline: float = DEADLINE,
+        observer: Observer | None = None,
+    ) -> None:
+        self.config = config
+        self._machine, self._deadline, self._observer = machine, deadline, observer
+        self._added: dict[int, nn.Module | None] = {}
+        self._adds_all = False
+        self._positions: dict[int, int] = {}
+        self.layers: Sequence[ExpertLayer] = ()
+        self._weights: list[list[SharedWeight]] = []
+        self._undo = Undo()
+        self._links: Links | None = None
+        self._prefetcher: Prefetcher | None = None
+        self._ranks = join(config, group, deadline)
+
+    @property
+    def start_expert_id(self) -> int:
+        """First expert that this rank stores: what an engine loads begins here."""
+        return self._ranks.rank * self.config.num_prefetch_experts
+
+    @property
+    def end_expert_id(self) -> int:
+        """End of the experts that this rank stores, not included."""
+        return self.start_expert_id + self.config.num_experts_per_worker
+
+    def add_layer(self, layer: int, module: nn.Module | None = None) -> None:
+        """Name a layer with experts; the layers that were added are all there are, in order of their numbers.
+
+        Args:
+            layer: Its number in the model.
+            module: Has the gate and the experts; None: `setup` looks in the model's list of layers.
+
+        Raises:
+            DwdpError: Set-up has happened, or the layer was added before.
+        """
+        if self._prefetcher is not None:
+            raise DwdpError(f"layer {layer} was added after set-up: add all layers first")
+        if layer in self._added:
+            raise DwdpError(f"layer {layer} was added twice")
+        self._added[layer] = module
+
+    def add_all_layers(self) -> None:
+        """Let `setup` add every layer with experts that it finds in the model, in order: for who knows no numbers."""
+        self._adds_all = True
+
+    def setup(self, model: nn.Module) -> None:
+        """Move this rank's experts into shared memory, map those of the others, and let parameters show all experts.
+
+        All ranks call it. Afterwards every parameter of an added layer has a row for each expert of the model. A
+        second call does nothing.
+
+        Args:
+            model: Loaded, with this rank's experts or with all.
+
+        Raises:
+            DwdpError: It cannot be done; everything is as it was before. Its kinds: `PartitionInvalid`,
+                `ExpertsUnsupported`, `RankLost`.
+            DeviceError: There is not enough memory; everything is as it was before.
+        """
+        if self._prefetcher is not None:
+            return
+        machine = self._machine or machine_of(model)
+        self.layers = agree(
+            self._ranks, self.config, machine.vmm.granularity, lambda: self._find(model, machine.vmm.granularity)
+        )
+        undo = Undo()
+        try:
+            self._links = Links(self._ranks, self._deadline)
+            undo.add(self._links.close)
+            shared = share(self.layers, self.config, self._ranks, self._links, machine, undo)
+            self._prefetcher = Prefetcher(machine, shared.copies, self._observer)
+            undo.add(self._prefetcher.close)
+            self._ranks.gather(True)  # the others read this rank's memory from now on
+            self._links.watch()
+        except BaseException as error:
+            self._prefetcher = self._links = None
+            undo.run(error)
+            raise
+        self._positions = {layer: position for position, layer in enumerate(sorted(self._added))}
+        self._weights = shared.weights
+        self._undo = undo
+
+    def prefetch_first_layers(self) -> None:
+        """Fetch what a forward needs first, unless it is on its way already: the start of a forward."""
+        self._active().begin()
+
+    def wait_and_bind(self, module: nn.Module, layer: int) -> None:
+        """Let the experts of a layer be computed when they are there.
+
+        Args:
+            module: Whose parameters of the weights' names show the full tensors afterwards, if they did not.
+            layer: Its number.
+
+        Raises:
+            RankLost: Another rank ended.
+        """
+        prefetcher, position = self._active(), self._positions[layer]
+        if self._links is not None:
+            self._links.check()
+        for weight in self._weights[position]:
+            weight.show(module)
+        prefetcher.wait(position)
+
+    def record_compute_and_prefetch_next(self, layer: int) -> None:
+        """Say that the kernels of a layer's experts are enqueued: the next layer of its slot is fetched after them."""
+        self._active().release(self._positions[layer])
+
+    def cleanup(self) -> None:
+        """Give everything back: parameters have storage of their own again, with what was loaded. Twice is allowed.
+
+        Raises:
+            DeviceError: The device failed, or has no room for the parameters; the rest is given back.
+        """
+        self._give_back(None)
+
+    def __enter__(self) -> Self:
+        with self._turn:
+            if DwdpManager._entered is not None:
+                raise DwdpError("this process shares the experts of a model already: leave that block first")
+            DwdpManager._entered = self
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        try:
+            self._give_back(error)
+        finally:
+            self._ranks.close()
+            DwdpManager._entered = None
+
+    def _give_back(self, cause: BaseException | None) -> None:
+        undo, self._undo = self._undo, Undo()
+        self._prefetcher, self._links, self._weights = None, None, []
+        undo.run(cause)
+
+    def _active(self) -> Prefetcher:
+        if self._prefetcher is None:
+            raise DwdpError("no model was set up: call setup(model) first")
+        return self._prefetcher
+
+    def _find(self, model: nn.Module, granularity: int) -> list[ExpertLayer]:
+        check_model(model)
+        if self._adds_all:
+            found = find_layers(model, self.config, granularity)
+            self._added = {number: layer.block for number, layer in enumerate(found)}
+            return found
+        if not self._added:
+            raise ExpertsUnsupported("no layer was added: call add_layer for each layer with experts, before setup")
+        layers = _layer_list(model)
+        found = []
+        for number in sorted(self._added):
+            module = self._added[number]
+            if module is None and (layers is None or number >= len(layers)):
+                raise ExpertsUnsupported(f"{type(model).__name__} has no layer {number}: pass its module to add_layer")
+            chosen = module if module is not None or layers is None else layers[number]
+            assert chosen is not None, "refused above"
+            found.append(find_layer(chosen, f"layer {number}", self.config, granularity))
+        return found
+
+
+def machine_of(model: nn.Module) -> Machine:
+    """Return what a model's parameters are computed by.
+
+    Raises:
+        ExpertsUnsupported: They are on several devices, or on one that cannot share memory.
+    """
+    devices = {parameter.device for parameter in model.parameters()} - {torch.device("meta")}
+    if len(devices) != 1:
+        raise ExpertsUnsupported(
+            f"the model's parameters are on {', '.join(sorted(map(str, devices))) or 'no device'}: a rank has one"
+        )
+    device = devices.pop()
+    if device.type == "cuda":
+        from modelexpress.dwdp.cuda_machine import CudaMachine
+
+        return CudaMachine(torch.cuda.current_device() if device.index is None else device.index)
+    if device.type == "cpu":
+        from modelexpress.dwdp.host_machine import HostMachine
+
+        return HostMachine()
+    raise ExpertsUnsupported(f"the model is on {device}: experts are shared on CUDA devices and on the host")
+
+
+def _layer_list(model: nn.Module) -> nn.ModuleList | None:
+    for name, module in model.named_modules():
+        if isinstance(module, nn.ModuleList) and name.rpartition(".")[2] == "layers":
+            return module
+    return None
