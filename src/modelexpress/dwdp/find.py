@@ -62,7 +62,9 @@ def _find(module: nn.Module, name: str, config: DwdpConfig, granularity: int) ->
     if inner:
         yield from inner
         return
-    for gate, num_experts in _gates(module):
+    reach = (config.dwdp_size - 1) * config.num_prefetch_experts + config.num_experts_per_worker
+    # What only looks like a gate must not be taken for it where another one fits the configuration.
+    for gate, num_experts in sorted(_gates(module), key=lambda found: found[1] != reach):
         stacked = list(_stacked(module, gate, {num_experts, config.num_experts_per_worker}))
         if any(one.tensor.dim() >= 3 for one in stacked):
             yield _layer(module, name, num_experts, stacked, granularity)
