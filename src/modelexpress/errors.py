@@ -37,7 +37,7 @@ ModelExpressError
 │   ├── ArtifactUnsigned
 │   └── CacheBusy
 └── DwdpError
-    ├── PartitionInvalid (a ValueError)
+    ├── PartitionInvalid
     ├── ExpertsUnsupported
     └── RankLost
 

@@ -1,14 +1,15 @@
 """Comparison of what a source holds with what a target wants, both ways, before one byte moves."""
 
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from functools import cached_property
 
 import numpy as np
 
 from modelexpress.errors import ManifestMismatch
 from modelexpress.transfer.manifest import Manifest
+from modelexpress.transfer.rows import Rows
 from modelexpress.wire.tensors import Flags, Integers, Layout
 
 _SHOWN = 5
@@ -24,12 +25,14 @@ class Wanted:
         layout_index: Which of them each tensor has.
         memories: Tensors of one target with the same number are one and the same memory (tied weights). The numbers
             count from 0.
+        rows: For tensors that have room for some rows of the source's only: which those are, by position.
     """
 
     names: tuple[str, ...]
     layouts: tuple[Layout, ...]
     layout_index: Integers
     memories: Integers
+    rows: Mapping[int, Rows] = field(default_factory=dict)
 
     @cached_property
     def memory_count(self) -> int:
@@ -79,18 +82,39 @@ def _different(manifest: Manifest, wanted: Wanted, held: Integers) -> list[str]:
     numbers: dict[object, int] = {}
     own = _kinds(wanted.layouts, numbers)[wanted.layout_index]
     theirs = _kinds(manifest.tensors.layouts, numbers)[manifest.tensors.layout_index]
-    found = np.flatnonzero(held >= 0)
+    whole = held >= 0
+    whole[list(wanted.rows)] = False
+    found = np.flatnonzero(whole)
     return [
         f"'{wanted.names[position]}' is {_describe(manifest.tensors.layout(held[position]))} at the source, "
         f"{_describe(wanted.layouts[int(wanted.layout_index[position])])} at the target"
         for position in found[own[found] != theirs[held[found]]].tolist()
-    ]
+    ] + _different_rows(manifest, wanted, held)
+
+
+def _different_rows(manifest: Manifest, wanted: Wanted, held: Integers) -> list[str]:
+    """Return a sentence for each tensor of which the source has not the rows that are wanted."""
+    reasons = []
+    for position, rows in wanted.rows.items():
+        if held[position] < 0:
+            continue
+        name, there = wanted.names[position], manifest.tensors.layout(held[position])
+        here = wanted.layouts[int(wanted.layout_index[position])]
+        if misfit := rows.misfit(there):
+            reasons.append(f"'{name}' is {_describe(there)} at the source: {misfit}")
+        elif _kind(rows.of(there)) != _kind(here):
+            what = f"rows {rows} of '{name}' are {_describe(rows.of(there))} at the source"
+            reasons.append(f"{what}, {_describe(here)} at the target")
+    return reasons
 
 
 def _kinds(layouts: Iterable[Layout], numbers: dict[object, int]) -> Integers:
     """Return a number for each layout, equal for those that differ in nothing but the order of their elements."""
-    kinds = ((layout.dtype, layout.shape, layout.nbytes) for layout in layouts)
-    return np.array([numbers.setdefault(kind, len(numbers)) for kind in kinds], np.int64)
+    return np.array([numbers.setdefault(_kind(layout), len(numbers)) for layout in layouts], np.int64)
+
+
+def _kind(layout: Layout) -> tuple[str, tuple[int, ...], int]:
+    return layout.dtype, layout.shape, layout.nbytes
 
 
 def _describe(layout: Layout) -> str:

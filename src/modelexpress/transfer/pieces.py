@@ -25,17 +25,49 @@ PIECE = np.dtype(
 Pieces = npt.NDArray[np.void]
 
 
+@dataclass(frozen=True)
+class Scratch:
+    """Memory beside the model where chunks land of which only a part is wanted.
+
+    Args:
+        address: Of `edges.SLOTS` slots, one after the other.
+        slot_bytes: Size of a slot; 0: no chunk needs one.
+        device: The CUDA device whose memory it is; None: host memory.
+    """
+
+    address: int
+    slot_bytes: int
+    device: int | None
+
+
+@dataclass(frozen=True, eq=False)
+class Windows:
+    """Which bytes are wanted of tensors of which not all are: one window a tensor.
+
+    Args:
+        first: The first byte of the tensor that is wanted.
+        end: The one behind the last; no window is empty.
+        scratch: For the chunks that stick out.
+    """
+
+    first: Integers
+    end: Integers
+    scratch: Scratch
+
+
 @dataclass(frozen=True, eq=False)
 class Addresses:
     """Where tensors of a manifest go in this process.
 
     Args:
         positions: Of the tensors in the manifest; tied tensors are named once.
-        addresses: For each of them, where its first byte goes.
+        addresses: For each of them, where its first byte goes, or the first one in its window.
+        windows: Which bytes of each are wanted; None: all of them.
     """
 
     positions: Integers
     addresses: npt.NDArray[np.uint64]
+    windows: Windows | None = None
 
     @classmethod
     def of(cls, manifest: Manifest, addresses: Mapping[str, int]) -> "Addresses":
@@ -50,15 +82,23 @@ class Addresses:
 def cut(manifest: Manifest, destinations: Addresses) -> Pieces:
     """Return every chunk of every tensor that has a destination, in the order of the manifest.
 
-    Publishers list their tensors in the order of their memory, so that is the order of the memory, too.
+    Publishers list their tensors in the order of their memory, so that is the order of the memory, too. Of tensors with
+    a window these are the chunks that reach into it, whole, each at the address that fits what is wanted of it.
 
     Args:
         manifest: The source's manifest.
         destinations: Where each tensor's bytes go in this process.
     """
     order = np.argsort(destinations.positions, kind="stable")
-    positions = destinations.positions[order]
-    rows, chunk = spread(np.diff(manifest.chunk_starts)[positions])
+    positions, addresses = destinations.positions[order], destinations.addresses[order]
+    if destinations.windows is None:
+        rows, chunk = spread(np.diff(manifest.chunk_starts)[positions])
+    else:
+        first, end = destinations.windows.first[order], destinations.windows.end[order]
+        leading = first // manifest.chunk_bytes
+        rows, chunk = spread(-(-end // manifest.chunk_bytes) - leading)
+        chunk += leading[rows]
+        addresses = addresses - first.astype(np.uint64)
     tensor = positions[rows]
     start = chunk * manifest.chunk_bytes
     pieces = np.empty(len(rows), PIECE)
@@ -66,7 +106,7 @@ def cut(manifest: Manifest, destinations: Addresses) -> Pieces:
     pieces["chunk"] = chunk
     pieces["region"] = manifest.tensors.regions[tensor]
     pieces["offset"] = manifest.tensors.offsets[tensor] + start
-    pieces["address"] = destinations.addresses[order][rows] + start.astype(np.uint64)
+    pieces["address"] = addresses[rows] + start.astype(np.uint64)
     pieces["nbytes"] = np.minimum(manifest.tensors.nbytes[tensor] - start, manifest.chunk_bytes)
     pieces["digest"] = manifest.digests[manifest.chunk_starts[tensor] + chunk]
     return pieces

@@ -10,6 +10,7 @@ import numpy as np
 
 from modelexpress.errors import DigestMismatch, TransferTimeout
 from modelexpress.transfer.digester import Digester, Pending, digester
+from modelexpress.transfer.edges import Edges
 from modelexpress.transfer.ledger import Ledger
 from modelexpress.transfer.manifest import Manifest
 from modelexpress.transfer.pace import Pace
@@ -118,11 +119,16 @@ class _Checker:
             return None
         return self._digests.start(np.ascontiguousarray(pieces["address"]), pieces["nbytes"].astype(np.uint64))
 
-    def finish(self, pieces: Pieces, pending: Pending | None) -> None:
-        """Raise DigestMismatch at the first piece that is wrong; the ones that are right are recorded."""
+    def finish(self, pieces: Pieces, pending: Pending | None, edges: Edges | None = None) -> None:
+        """Raise DigestMismatch at the first piece that is wrong; the ones that are right are recorded.
+
+        Of pieces in the scratch, `edges` puts the wanted parts in place before.
+        """
+        good = np.ones(len(pieces), np.bool_) if pending is None else pending.result() == pieces["digest"]
+        if edges is not None:
+            edges.put(pieces[good])
         if pending is None:
             return
-        good = pending.result() == pieces["digest"]
         self._ledger.record(self._manifest, pieces[good])
         if self._verified is not None:
             self._verified(pieces[good])
@@ -179,6 +185,9 @@ class _Pull:
         if prefix is not None and prefix.value < batch.end:
             self._settle(len(self._checking))
             prefix.wait_for(batch.end, self._feed.patience, self._left(deadline))
+        if batch.edges is not None:
+            # Whatever used its slot before is among these: of what travels, each batch has a slot of its own.
+            self._settle(len(self._checking))
         if delay := self._pace.delay():
             time.sleep(min(delay, self._left(deadline)))
 
@@ -200,7 +209,7 @@ class _Pull:
         batch, transfer = self._travelling.popleft()
         transfer.wait(self._left(deadline))
         pending = self._checker.start(batch.pieces)
-        self._checking.append((batch, self._pool.submit(self._checker.finish, batch.pieces, pending)))
+        self._checking.append((batch, self._pool.submit(self._checker.finish, batch.pieces, pending, batch.edges)))
         self._settle(sum(future.done() for _, future in self._checking))
 
     def _settle(self, count: int) -> None:
@@ -216,8 +225,9 @@ class _Pull:
 
     def _check_overlaps(self) -> None:
         """Check again what a later piece may have overwritten: tensors of the target that share bytes."""
-        if self._plan.batches:
-            pieces = np.concatenate([batch.pieces for batch in self._plan.batches])
+        in_place = [batch.pieces for batch in self._plan.batches if batch.edges is None]
+        if in_place:
+            pieces = np.concatenate(in_place)
             shared = pieces[overlapping(pieces)]
             if len(shared):
                 self._checker.finish(shared, self._checker.start(shared))

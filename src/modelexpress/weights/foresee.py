@@ -14,15 +14,19 @@ from modelexpress.transfer.manifest import Manifest
 from modelexpress.transport import open_first
 from modelexpress.weights.candidates import find_candidates, order_candidates
 from modelexpress.weights.catalog import Model
+from modelexpress.weights.chosen_rows import RowRanges, travelling_bytes
 from modelexpress.weights.connecting import usable_transports
 from modelexpress.weights.fetch import Find
 from modelexpress.weights.pull_folder import find_by_name
 from modelexpress.weights.target import Target
 from modelexpress.wire.records import SourceRef
-from modelexpress.wire.tensors import Tensors
+from modelexpress.wire.tensors import Integers, Tensors
 
 _MOST_ASKED = 8
 """Candidates that a plan looks at: each dead one costs seconds, and a load would rarely come so far."""
+
+Check = Callable[[Manifest], Integers]
+"""Returns the bytes of each tensor that would travel, or raises where a load would refuse the manifest."""
 
 
 @dataclass(frozen=True)
@@ -35,7 +39,7 @@ class Prospect:
         readers: Readers that it said to have.
         transport: What the bytes would travel over; "" where nothing works.
         tensors: Number of tensors it holds.
-        nbytes: Bytes that would travel; tied tensors travel once.
+        nbytes: Bytes that would travel; tied tensors travel once, and of rows the chunks that hold them.
         bytes_per_second: Measured limit of that link, or None.
         reasons: Why it, or a faster transport, cannot be used.
     """
@@ -79,6 +83,7 @@ def plan(
     rank: int = 0,
     *,
     registry: str | None = None,
+    rows: RowRanges | None = None,
     settings: Settings | None = None,
 ) -> LoadPlan:
     """Return what `load` would do with the same arguments, moving nothing and changing nothing.
@@ -87,11 +92,13 @@ def plan(
         NoSourceFound: No ready source is registered.
         RegistryError: The registry could not be asked.
         UnsupportedModel: The model holds tensors that cannot be filled.
+        ConfigurationError: `rows` does not fit the model.
     """
-    target = Target(model)
+    target = Target(model, rows=rows)
 
-    def check(manifest: Manifest) -> None:
+    def check(manifest: Manifest) -> Integers:
         compare(manifest, target.wanted(manifest.scope))
+        return travelling_bytes(manifest, target.catalogue, target.rows)
 
     return _foresee(
         f"'{identity.model_name}' ({identity.source_id}) rank {rank}",
@@ -119,15 +126,13 @@ def plan_folder(
     return _foresee(
         f"'{model_name}'",
         lambda client: find_by_name(client, model_name, source_id),
-        lambda manifest: None,
+        lambda manifest: manifest.tensors.nbytes,
         registry,
         settings or Settings.read(),
     )
 
 
-def _foresee(
-    wanted: str, find: Find, check: Callable[[Manifest], None], registry: str | None, settings: Settings
-) -> LoadPlan:
+def _foresee(wanted: str, find: Find, check: Check, registry: str | None, settings: Settings) -> LoadPlan:
     reader = new_worker_id()
     with Client(registry or settings.registry) as client:
         refs = order_candidates(find(client), host_id(), reader)
@@ -137,9 +142,7 @@ def _foresee(
         return LoadPlan(wanted, tuple(_prospect(client, ref, reader, check, settings) for ref in asked))
 
 
-def _prospect(
-    client: Client, ref: SourceRef, reader: str, check: Callable[[Manifest], None], settings: Settings
-) -> Prospect:
+def _prospect(client: Client, ref: SourceRef, reader: str, check: Check, settings: Settings) -> Prospect:
     endpoint, load = "", ref.source_load or 0.0
     try:
         found = client.get(ref.source_id, ref.worker_id)
@@ -148,7 +151,7 @@ def _prospect(
             grant = peer.acquire(ref.source_id, ref.worker_id, reader, host_id())
             with HeldLease(peer, grant), usable_transports(settings) as transports:
                 manifest = peer.manifest(grant)
-                check(manifest)
+                nbytes = check(manifest)
                 opened = open_first(transports, grant.transports, grant.lease_id)
                 opened.reader.close()
                 descriptors = {offer.name: offer.descriptor for offer in grant.transports}
@@ -161,13 +164,13 @@ def _prospect(
         load,
         opened.transport.name,
         len(manifest),
-        _travelling_bytes(manifest.tensors),
+        _counted_once(manifest.tensors, nbytes),
         limit.bytes_per_second if limit else None,
         tuple(f"{name}: {reason}" for name, reason in opened.skipped),
     )
 
 
-def _travelling_bytes(tensors: Tensors) -> int:
-    """Return the bytes of all tensors, of those in the same place once."""
-    columns = (tensors.regions, tensors.offsets, tensors.nbytes)
+def _counted_once(tensors: Tensors, nbytes: Integers) -> int:
+    """Return the sum of the bytes of all tensors, of those in the same place once."""
+    columns = (tensors.regions, tensors.offsets, nbytes)
     return sum(nbytes for _, _, nbytes in set(zip(*(column.tolist() for column in columns), strict=True)))

@@ -5,11 +5,12 @@ from pathlib import Path
 
 import torch
 
-from modelexpress.errors import LoadError, ModelExpressError, PartialModel
+from modelexpress.errors import ConfigurationError, LoadError, ModelExpressError, PartialModel
 from modelexpress.identity import SourceIdentity
 from modelexpress.peer import Worker
 from modelexpress.settings import Settings
 from modelexpress.weights.catalog import Model
+from modelexpress.weights.chosen_rows import RowRanges
 from modelexpress.weights.publish import publish
 from modelexpress.weights.report import Journal, LoadReport, Progress
 from modelexpress.weights.strategies import NativeStrategy, PeerStrategy, StorageStrategy, Strategy
@@ -27,6 +28,7 @@ def load(
     device: torch.device | str = "cpu",
     worker: Worker | None = None,
     keep: bool = True,
+    rows: RowRanges | None = None,
     progress: Progress | None = None,
     settings: Settings | None = None,
 ) -> LoadReport:
@@ -48,15 +50,19 @@ def load(
             gives nothing.
         keep: False where what the tensors hold is of no use, even if loading fails: with a worker, tensors in host
             memory are moved to where others can read them, and need not take that along.
+        rows: By name, tensors that are loaded in part: (start, stop) are the rows, counted along the first dimension,
+            of what a source or the checkpoint holds under that name, and the model's tensor has room for just these.
+            Such a model is no source for others: it goes without `worker`.
         progress: Told the bytes in place and the bytes in all.
         settings: Read from the environment when None.
 
     Raises:
         NoSourceFound: There is no source, and neither `storage` nor `native` was given.
-        ManifestMismatch: Source and model do not hold the same tensors.
+        ManifestMismatch: Source and model do not hold the same tensors, or the source lacks rows that are wanted.
         UnsupportedModel: The model holds tensors that cannot be filled.
         NoRoom: The device has no memory left for the tensors on the meta device.
-        ConfigurationError: `worker` is closed, or offers this identity already.
+        ConfigurationError: `worker` is closed, or offers this identity already; `rows` does not fit the model, or was
+            given together with `worker`.
         PartialModel: Every strategy failed, after weights had been overwritten: the model must not be used.
         LoadError: Every strategy failed and the model is as before; `causes` has one error for each. A single
             cause is raised itself.
@@ -64,6 +70,11 @@ def load(
     Example:
         >>> print(load(model, identity, registry="localhost:8001", storage="checkpoint/"))  # doctest: +SKIP
     """
+    if rows and worker is not None:
+        raise ConfigurationError(
+            f"only some rows of {len(rows)} tensors are loaded, so that this process is no source of the whole: "
+            "leave `worker` out"
+        )
     settings = settings or Settings.read()
     journal = Journal(progress)
     registry = registry or settings.registry
@@ -73,7 +84,7 @@ def load(
     if native is not None:
         strategies.append(NativeStrategy(native))
     with journal.stage("catalogue"):
-        target = Target(model, device, keep=keep)
+        target = Target(model, device, keep=keep, rows=rows)
     fill(target, strategies, journal)
     if worker is not None and not worker.publishes(identity.source_id):
         _publish(model, identity, rank, worker, settings, journal)

@@ -36,7 +36,8 @@ class LoadReport:
         source: Worker id of the source, folder of the checkpoint, or "".
         transport: What the bytes travelled over: "local", "tcp", … or "".
         tensors: Number of tensors filled; tied ones count once.
-        nbytes: Bytes now in place, those kept from an earlier source included.
+        nbytes: Bytes now in place, those kept from an earlier source included. Where a peer delivered some rows of a
+            tensor these are the chunks that hold them, whole.
         kept_bytes: Bytes that an earlier source had delivered before it was lost.
         seconds: The whole load.
         stages: Its steps, in order.

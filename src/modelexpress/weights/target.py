@@ -8,9 +8,11 @@ import torch
 from modelexpress.errors import NoRoom
 from modelexpress.memory import HostArena, aligned
 from modelexpress.transfer.compare import Wanted
+from modelexpress.transfer.edges import SLOTS, slot_bytes
 from modelexpress.transfer.manifest import Manifest, Scope, contiguous_strides
-from modelexpress.transfer.pieces import Addresses
+from modelexpress.transfer.pieces import Addresses, Scratch, Windows
 from modelexpress.weights.catalog import Catalogue, Kind, Model, addresses_of, catalogue, copyable
+from modelexpress.weights.chosen_rows import Parts, RowRanges, choose_rows, parts_of
 from modelexpress.wire.tensors import Flags, Integers, Layout
 
 
@@ -25,20 +27,27 @@ class Target:
         model: A module, or tensors by name.
         device: Where tensors on the meta device get their memory.
         keep: False where what the tensors hold is of no use, even if nothing arrives.
+        rows: Tensors that have room for some rows only of what a source holds under their name.
 
     Raises:
-        UnsupportedModel: A tensor has no plain memory, or is on a device that is neither host nor CUDA.
+        UnsupportedModel: A tensor has no plain memory, or is on a device that is neither host nor CUDA; or one that
+            has some rows shares memory with another.
+        ConfigurationError: `rows` does not fit the model.
     """
 
-    def __init__(self, model: Model, device: torch.device | str = "cpu", *, keep: bool = True) -> None:
+    def __init__(
+        self, model: Model, device: torch.device | str = "cpu", *, keep: bool = True, rows: RowRanges | None = None
+    ) -> None:
         self.catalogue = catalogue(model)
         self.catalogue.check_devices("cpu", "cuda", "meta", use="filled")
+        self.rows = choose_rows(self.catalogue, rows or {})
         self.keep = keep
         self._device = torch.device(device)
         self.written = False
         self._model = model
         self._fresh: dict[int, torch.Tensor] = {}
         self._staged: dict[int, torch.Tensor] = {}
+        self._scratch: dict[int | None, torch.Tensor] = {}
         self._saved: list[tuple[torch.Tensor, torch.Tensor]] = []
 
     def wanted(self, scope: Scope) -> Wanted:
@@ -46,9 +55,10 @@ class Target:
         listed, expected = self.catalogue, np.flatnonzero(self._expected(scope)).tolist()
         layouts = tuple(kind.layout for kind in listed.kinds)
         if len(expected) == len(listed):
-            return Wanted(listed.names, layouts, listed.kind_index, listed.memories)
+            return Wanted(listed.names, layouts, listed.kind_index, listed.memories, self.rows)
         names = tuple(listed.names[position] for position in expected)
-        return Wanted(names, layouts, listed.kind_index[expected], listed.memories[expected])
+        rows = {number: self.rows[position] for number, position in enumerate(expected) if position in self.rows}
+        return Wanted(names, layouts, listed.kind_index[expected], listed.memories[expected], rows)
 
     @property
     def memories(self) -> int:
@@ -63,16 +73,18 @@ class Target:
     def open(self, manifest: Manifest) -> dict[int | None, Addresses]:
         """Return the address that each tensor of a manifest is copied to, by device, tied tensors under one name.
 
-        Tensors whose elements lie in another order than the source's are received beside the model.
+        Tensors whose elements lie in another order than the source's are received beside the model, as are chunks of
+        which only a part is wanted.
         """
         self._save_buffers()
         listed = self.catalogue
         held = manifest.tensors.positions(listed.names)
         chosen = self._first_of_each_memory((held >= 0) & (listed.nbytes > 0) & self._expected(manifest.scope))
         held = held[chosen]
-        beside = self._stage(manifest, chosen, held)
+        parts = parts_of(manifest, chosen, held, self.rows)
+        beside = self._stage(chosen, parts)
+        destinations = self._by_device(chosen, held, parts, manifest)
         self.written |= bool((~beside & ~listed.is_meta[chosen]).any())
-        destinations = self._by_device(chosen, held)
         for device in destinations.keys() - {None}:
             # What the allocator hands out may still be in use by what was enqueued before.
             torch.cuda.synchronize(device)
@@ -116,6 +128,7 @@ class Target:
             for position, staging in self._staged.items():
                 copyable(self.tensor(position)).copy_(copyable(staging))
         self._staged.clear()
+        self._scratch.clear()
         if self.catalogue.is_meta.any():
             self._materialise()
             _replace(self._model, self._fresh)
@@ -127,6 +140,7 @@ class Target:
             for tensor, copy in self._saved:
                 copyable(tensor).copy_(copy)
         self._staged.clear()
+        self._scratch.clear()
         self._saved.clear()
 
     def _expected(self, scope: Scope) -> Flags:
@@ -140,16 +154,15 @@ class Target:
         first[self.catalogue.memories[positions]] = positions  # of several, the last one written stays
         return np.sort(first[first >= 0])
 
-    def _stage(self, manifest: Manifest, chosen: Integers, held: Integers) -> Flags:
+    def _stage(self, chosen: Integers, parts: Parts) -> Flags:
         """Make room beside the model for tensors in another order than the source's, and say which these are.
 
         Args:
-            manifest: The source's.
             chosen: Positions of the tensors that are filled.
-            held: Their positions in the manifest.
+            parts: What of the source's they are filled with.
         """
-        listed, layouts = self.catalogue, manifest.tensors.layouts
-        pairs = listed.kind_index[chosen] * len(layouts) + manifest.tensors.layout_index[held]
+        listed, layouts = self.catalogue, parts.layouts
+        pairs = listed.kind_index[chosen] * len(layouts) + parts.layout_index
         kinds = [self._with_memory(kind) for kind in listed.kinds]
         different = [
             pair
@@ -159,13 +172,13 @@ class Target:
         beside = np.isin(pairs, different)
         self._staged = {
             position: _empty_of(replace(self._with_memory(listed.kind(position)), layout=layouts[number]))
-            for position, number in zip(
-                chosen[beside].tolist(), manifest.tensors.layout_index[held[beside]].tolist(), strict=True
-            )
+            for position, number in zip(chosen[beside].tolist(), parts.layout_index[beside].tolist(), strict=True)
         }
         return beside
 
-    def _by_device(self, chosen: Integers, held: Integers) -> dict[int | None, Addresses]:
+    def _by_device(
+        self, chosen: Integers, held: Integers, parts: Parts, manifest: Manifest
+    ) -> dict[int | None, Addresses]:
         """Return where the tensors `chosen` are, by device; `held` are their positions in the manifest."""
         # Asked for now: since the catalogue was made, memory may have moved to where others can read it.
         rooms = self._tensors()
@@ -178,8 +191,20 @@ class Target:
         for device in dict.fromkeys(indexes):
             there = np.array([index == device for index in indexes], np.bool_)[kinds]
             if there.any():
-                destinations[device] = Addresses(held[there], addresses[there])
+                windows = self._windows(manifest, held[there], parts.first[there], parts.end[there], device)
+                destinations[device] = Addresses(held[there], addresses[there], windows)
         return destinations
+
+    def _windows(
+        self, manifest: Manifest, held: Integers, first: Integers, end: Integers, device: int | None
+    ) -> Windows | None:
+        """Return the windows of tensors on one device, with scratch for their edges; None where all is wanted."""
+        if not self.rows:
+            return None
+        slot = slot_bytes(manifest, held, first, end)
+        if device not in self._scratch or self._scratch[device].numel() < SLOTS * slot:
+            self._scratch[device] = _scratch(SLOTS * slot, device)
+        return Windows(first, end, Scratch(self._scratch[device].data_ptr(), slot, device))
 
     def _device_of(self, kind: Kind) -> torch.device:
         return self._device if kind.is_meta else kind.device
@@ -233,6 +258,13 @@ def _index(device: torch.device) -> int | None:
     if device.type != "cuda":
         return None
     return torch.cuda.current_device() if device.index is None else device.index
+
+
+def _scratch(nbytes: int, device: int | None) -> torch.Tensor:
+    try:
+        return torch.empty(nbytes, dtype=torch.uint8, device="cpu" if device is None else f"cuda:{device}")
+    except torch.OutOfMemoryError as error:
+        raise NoRoom(f"{nbytes / 1e9:.1f} GB beside the model do not fit on 'cuda:{device}': {error}") from error
 
 
 def _empty_of(kind: Kind) -> torch.Tensor:
