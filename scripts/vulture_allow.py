@@ -5,6 +5,7 @@ from typing import Any
 _: Any = object()
 
 _called_by_the_interpreter = (_.__getattr__, _.__dir__, _.trace, _.__array_interface__)
+_read_by_torch = (_.__cuda_array_interface__,)
 _called_by_typer = (_._configure, _.LOCAL, _.TCP)
 _called_by_grpc = (
     *(_.GetTensorManifest, _.PrepareTensorRead, _.ReleaseTensorRead, _.intercept_service),
@@ -13,13 +14,14 @@ _called_by_grpc = (
 _read_by_pydantic = (_.model_config,)
 _read_by_tokenizers = (_.pre_tokenizer, _.decoder)
 _read_by_nixl = (_.useProgThread, _.pthrDelay, _.syncMode)
-_part_of_the_public_api = (_.publications, _.wait_offered, _.waste, _.load_from_peer)
-_used_by_tests_alone = (
-    _.HostVmm,
-    _.kind_named,
+_part_of_the_public_api = (_.publications, _.wait_offered, _.waste, _.load_from_peer, _.draw)
+_called_by_engines = (
+    *(_.end_expert_id, _.add_layer, _.publish_model, _.checkpoint_format, _.is_weights_preloaded),
+    *(_.get_default_weight_loader, _.get_initialized_weight_mapper),
 )
+_used_by_tests_alone = (_.kind_named,)
 _read_by_the_driver = (_.gpuDirectRDMACapable,)
-_named_in_annotations = (_.Buffer, _.Handler, _.PretrainedConfig)
+_named_in_annotations = (_.Buffer, _.Handler, _.PretrainedConfig, _.sendobj)
 _numbers_of_the_protocol = (
     *(_.LORA, _.CUDA_GRAPH, _.TORCH_COMPILE_CACHE, _.TRITON_CACHE, _.DEEP_GEMM_CACHE, _.TILELANG_CACHE),
     *(_.CUTE_DSL_CACHE, _.FLASHINFER_CACHE, _.TVM_FFI_CACHE, _.VLLM, _.SGLANG, _.TRT_LLM),

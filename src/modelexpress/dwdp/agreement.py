@@ -6,7 +6,8 @@ from typing import NamedTuple
 from modelexpress.dwdp.config import DwdpConfig
 from modelexpress.dwdp.model import ExpertLayer, WeightSpec, spec_of
 from modelexpress.dwdp.ranks import Ranks
-from modelexpress.errors import DwdpError, ExpertsUnsupported
+from modelexpress.dwdp.streams import Machine
+from modelexpress.errors import DeviceError, DwdpError, ExpertsUnsupported
 
 
 class Offer(NamedTuple):
@@ -20,25 +21,25 @@ class Offer(NamedTuple):
 
 
 def agree(
-    ranks: Ranks, config: DwdpConfig, granularity: int, find: Callable[[], Sequence[ExpertLayer]]
-) -> Sequence[ExpertLayer]:
-    """Return this rank's layers, checked: all ranks have the same. Where one refuses, all do.
+    ranks: Ranks, config: DwdpConfig, find: Callable[[], tuple[Machine, Sequence[ExpertLayer]]]
+) -> tuple[Machine, Sequence[ExpertLayer]]:
+    """Return this rank's machine and layers, checked: all ranks have the same. Where one refuses, all do.
 
     Raises:
         DwdpError: This rank cannot share what it has, or another one cannot.
+        DeviceError: This rank's device cannot be used.
         PartitionInvalid: The numbers do not go together, or something else was loaded.
         ExpertsUnsupported: Ranks hold different layers, weights or settings.
         RankLost: A rank ended, or did not answer within the deadline.
     """
-    layers: Sequence[ExpertLayer] = ()
-    failure: DwdpError | None = None
-    weights, small = tuple[WeightSpec, ...](), tuple[tuple[str, str, tuple[int, ...], str], ...]()
+    offer = Offer(config, 0, (), (), "")
+    failure: DwdpError | DeviceError | None = None
     try:
-        layers = find()
-        weights, small = _described(config, layers)
-    except DwdpError as error:
+        machine, layers = find()
+        offer = Offer(config, machine.vmm.granularity, *_described(config, layers), "")
+    except (DwdpError, DeviceError) as error:
         failure = error
-    offers = ranks.gather(Offer(config, granularity, weights, small, str(failure or "")))
+    offers = ranks.gather(offer._replace(refusal=str(failure or "")))
     if failure is not None:
         raise failure
     for rank, offer in enumerate(offers):
@@ -49,17 +50,20 @@ def agree(
                 f"ranks 0 and {rank} of the group differ: {difference}; all ranks run the same model with the same "
                 "settings, and pipeline parallelism within a group is not possible"
             )
-    return layers
+    return machine, layers
 
 
 def _described(
     config: DwdpConfig, layers: Sequence[ExpertLayer]
 ) -> tuple[tuple[WeightSpec, ...], tuple[tuple[str, str, tuple[int, ...], str], ...]]:
-    weights, small = [], []
+    weights, small, names = [], [], dict[int, str]()
     for layer in layers:
         partition = config.partition(layer.num_experts)
         for weight in (*layer.weights, *layer.small):
-            partition.check_loaded(f"{layer.name}: {weight.name}", weight.tensor.shape[0])
+            name = f"{layer.name}: {weight.name}"
+            partition.check_loaded(name, weight.tensor.shape[0])
+            if (other := names.setdefault(id(weight.tensor), name)) != name:
+                raise ExpertsUnsupported(f"{other} and {name} are one tensor: each layer needs experts of its own")
         weights += [spec_of(layer, weight) for weight in layer.weights]
         for one in layer.small:
             tensor = one.tensor

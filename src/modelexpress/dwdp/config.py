@@ -70,14 +70,17 @@ class DwdpConfig:
         """
         needed = self.num_groups * self.dwdp_size
         if needed > world_size:
+            fitting = world_size // self.dwdp_size
             raise PartitionInvalid(
                 f"num_groups={self.num_groups} × dwdp_size={self.dwdp_size} = {needed} ranks, but there are "
-                f"{world_size}: start {needed}, or set num_groups={world_size // self.dwdp_size}"
+                f"{world_size}: start {needed}{f', or set num_groups={fitting}' if fitting else ''}"
             )
         group, place = divmod(rank, self.dwdp_size)
         if group >= self.num_groups:
+            complete = (group + 1) * self.dwdp_size
+            more = f"{complete} ranks, and " if complete > world_size else ""
             raise PartitionInvalid(
                 f"rank {rank} would be in group {group}, but num_groups={self.num_groups}: only the first "
-                f"{needed} ranks share experts; set num_groups={group + 1} or more"
+                f"{needed} ranks share experts; start only those, or {more}set num_groups={group + 1}"
             )
         return Place(group, place)

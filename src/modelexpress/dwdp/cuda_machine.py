@@ -26,24 +26,16 @@ class CudaStream(cuda_copy.Stream, Stream):
         driver().call("cuEventRecord", _handle(event), self.handle)
 
 
-class TorchStream(Stream):
-    """A stream that torch made, which is only marked and waited in."""
+class TorchStream(CudaStream):
+    """A stream that torch made."""
 
     def __init__(self, handle: int) -> None:
-        self._handle = ctypes.c_void_p(handle)
+        self._driver = driver()
+        self.handle = ctypes.c_void_p(handle)
 
     def copy_all(self, copies: Sequence[Copy]) -> None:
-        for copy in copies:
-            driver().call("cuMemcpyAsync", *copy, self._handle)
-
-    def wait(self, event: Event) -> None:
-        driver().call("cuStreamWaitEvent", self._handle, _handle(event), 0)
-
-    def record(self, event: Event) -> None:
-        driver().call("cuEventRecord", _handle(event), self._handle)
-
-    def finish(self) -> None:
-        driver().call("cuStreamSynchronize", self._handle)
+        for copy in copies:  # one by one: the default stream takes no batches
+            self.copy(*copy)
 
     def close(self) -> None:
         """Do nothing: it is torch's."""
@@ -63,6 +55,12 @@ class CudaMachine(Machine):
 
     def compute(self) -> Stream:
         handle = torch.cuda.current_stream(self._device).cuda_stream
+        # To the driver, no handle is the default stream of whatever device is current.
+        if not handle and torch.cuda.current_device() != self._device:
+            raise DeviceError(
+                f"the model is on cuda:{self._device}, but this thread works with cuda:{torch.cuda.current_device()}: "
+                f"call torch.cuda.set_device({self._device}) before the model runs"
+            )
         if (known := self._streams.get(handle)) is None:
             known = self._streams[handle] = TorchStream(handle)
         return known

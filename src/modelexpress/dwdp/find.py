@@ -11,11 +11,9 @@ import torch
 from torch import nn
 
 from modelexpress.dwdp.config import DwdpConfig
+from modelexpress.dwdp.layout import is_small
 from modelexpress.dwdp.model import ExpertLayer, StackedTensor
 from modelexpress.errors import ExpertsUnsupported
-
-SMALL_UNITS = 2
-"""A tensor of at most so many units of the memory's granularity is kept whole: fetching it would cost more."""
 
 
 def find_layers(model: nn.Module, config: DwdpConfig, granularity: int) -> list[ExpertLayer]:
@@ -29,13 +27,15 @@ def find_layers(model: nn.Module, config: DwdpConfig, granularity: int) -> list[
     Raises:
         ExpertsUnsupported: There are none, or they are kept in another way.
     """
-    found = list(_find(model, "", config, granularity))
+    # A module may be in several places of a model, and is used in each of them then.
+    found = list({id(layer.block): layer for layer in _find(model, "", config, granularity)}.values())
     if not found:
         raise ExpertsUnsupported(
             f"{type(model).__name__} has no layer with a gate and stacked experts ([experts, …] in one parameter) that "
             f"fit num_experts_per_worker={config.num_experts_per_worker}{_reason(model)}"
         )
-    return found
+    # What has another number of experts, or only looks as if it had some, stays as it is where it was loaded whole.
+    return [layer for layer in found if layer.num_experts == _reach(config) or not _whole(layer)] or found
 
 
 def find_layer(module: nn.Module, name: str, config: DwdpConfig, granularity: int) -> ExpertLayer:
@@ -62,9 +62,8 @@ def _find(module: nn.Module, name: str, config: DwdpConfig, granularity: int) ->
     if inner:
         yield from inner
         return
-    reach = (config.dwdp_size - 1) * config.num_prefetch_experts + config.num_experts_per_worker
     # What only looks like a gate must not be taken for it where another one fits the configuration.
-    for gate, num_experts in sorted(_gates(module), key=lambda found: found[1] != reach):
+    for gate, num_experts in sorted(_gates(module), key=lambda found: found[1] != _reach(config)):
         stacked = list(_stacked(module, gate, {num_experts, config.num_experts_per_worker}))
         if any(one.tensor.dim() >= 3 for one in stacked):
             yield _layer(module, name, num_experts, stacked, granularity)
@@ -93,10 +92,18 @@ def _stacked(block: nn.Module, gate: nn.Module, rows: set[int]) -> Iterator[Stac
 def _layer(
     block: nn.Module, name: str, num_experts: int, stacked: list[StackedTensor], granularity: int
 ) -> ExpertLayer:
-    weights = [one for one in stacked if _full_bytes(one.tensor, num_experts) > SMALL_UNITS * granularity]
+    weights = [one for one in stacked if not is_small(_full_bytes(one.tensor, num_experts), granularity)]
     small = [one for one in stacked if one not in weights]
     users = list({id(one.module): one.module for one in stacked}.values())
     return ExpertLayer(name or type(block).__name__, num_experts, block, users, weights, small)
+
+
+def _reach(config: DwdpConfig) -> int:
+    return (config.dwdp_size - 1) * config.num_prefetch_experts + config.num_experts_per_worker
+
+
+def _whole(layer: ExpertLayer) -> bool:
+    return all(one.tensor.shape[0] == layer.num_experts for one in (*layer.weights, *layer.small))
 
 
 def _full_bytes(tensor: torch.Tensor, num_experts: int) -> int:

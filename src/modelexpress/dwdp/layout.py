@@ -14,6 +14,14 @@ from functools import cached_property
 PAGE_UNITS = 8
 """Units of granularity in a page of a slot: few mappings, and little lost where a range ends within a page."""
 
+SMALL_UNITS = 2
+"""A tensor of at most so many units of granularity is kept whole: fetching it would cost more."""
+
+
+def is_small(tensor_bytes: int, granularity: int) -> bool:
+    """Return whether every rank keeps all rows of a stacked tensor of this size, in bytes."""
+    return tensor_bytes <= SMALL_UNITS * granularity
+
 
 @dataclass(frozen=True)
 class WeightLayout:
@@ -97,8 +105,8 @@ class WeightLayout:
 
     def edges(self, start: int, stop: int) -> tuple[range, ...]:
         """Return the bytes of experts `start` to `stop`, held by others, that lie in own memory: filled once."""
-        first, last = self.held.start * self.expert_bytes, self.held.stop * self.expert_bytes
-        return self._parts(start, stop, ((self.own_start, first), (last, self.own_stop)))
+        leading = (self.own_start, self.own_start + self.leading_edge)
+        return self._parts(start, stop, (leading, (self.own_stop - self.trailing_edge, self.own_stop)))
 
     def _parts(self, start: int, stop: int, within: tuple[tuple[int, int], ...]) -> tuple[range, ...]:
         wanted = range(start * self.expert_bytes, stop * self.expert_bytes)

@@ -11,6 +11,7 @@ from torch import nn
 from modelexpress.dwdp.agreement import agree
 from modelexpress.dwdp.config import DwdpConfig
 from modelexpress.dwdp.find import check_model, find_layer, find_layers
+from modelexpress.dwdp.interrupts import held_back
 from modelexpress.dwdp.links import Links
 from modelexpress.dwdp.model import ExpertLayer
 from modelexpress.dwdp.prefetch import Observer, Prefetcher
@@ -46,6 +47,7 @@ class DwdpManager:
         observer: Is told what is fetched and computed.
 
     Raises:
+        DwdpError: This process is within such a block.
         PartitionInvalid: There are too few ranks, or this one is in no group.
         RankLost: The other ranks did not come.
     """
@@ -62,6 +64,7 @@ class DwdpManager:
         deadline: float = DEADLINE,
         observer: Observer | None = None,
     ) -> None:
+        self._check_alone()  # before others are waited for
         self.config = config
         self._machine, self._deadline, self._observer = machine, deadline, observer
         self._added: dict[int, nn.Module | None] = {}
@@ -108,7 +111,7 @@ class DwdpManager:
         """Move this rank's experts into shared memory, map those of the others, and let parameters show all experts.
 
         All ranks call it. Afterwards every parameter of an added layer has a row for each expert of the model. A
-        second call does nothing.
+        second call does nothing. An interrupt (SIGINT, SIGTERM) takes effect behind a layer, not within.
 
         Args:
             model: Loaded, with this rank's experts or with all.
@@ -120,26 +123,25 @@ class DwdpManager:
         """
         if self._prefetcher is not None:
             return
-        machine = self._machine or machine_of(model)
-        self.layers = agree(
-            self._ranks, self.config, machine.vmm.granularity, lambda: self._find(model, machine.vmm.granularity)
-        )
-        undo = Undo()
-        try:
-            self._links = Links(self._ranks, self._deadline)
-            undo.add(self._links.close)
-            shared = share(self.layers, self.config, self._ranks, self._links, machine, undo)
-            self._prefetcher = Prefetcher(machine, shared.copies, self._observer)
-            undo.add(self._prefetcher.close)
-            self._ranks.gather(True)  # the others read this rank's memory from now on
-            self._links.watch()
-        except BaseException as error:
-            self._prefetcher = self._links = None
-            undo.run(error)
-            raise
-        self._positions = {layer: position for position, layer in enumerate(sorted(self._added))}
-        self._weights = shared.weights
-        self._undo = undo
+        machine, self.layers = agree(self._ranks, self.config, lambda: self._find(model))
+        with held_back() as handle_interrupts:
+            undo = self._undo = Undo()
+            try:
+                self._links = Links(self._ranks, self._deadline)
+                undo.add(self._links.close)
+                shared = share(self.layers, self.config, self._ranks, self._links, machine, undo, handle_interrupts)
+                self._prefetcher = Prefetcher(machine, shared.copies, self._observer)
+                undo.add(self._prefetcher.close)
+                handle_interrupts()
+                self._ranks.gather(True)  # the others read this rank's memory from now on
+                self._links.watch()
+                handle_interrupts()
+            except BaseException as error:
+                self._prefetcher = self._links = None
+                undo.run(error)
+                raise
+            self._positions = {layer: position for position, layer in enumerate(sorted(self._added))}
+            self._weights = shared.weights
 
     def prefetch_first_layers(self) -> None:
         """Fetch what a forward needs first, unless it is on its way already: the start of a forward."""
@@ -158,8 +160,11 @@ class DwdpManager:
         prefetcher, position = self._active(), self._positions[layer]
         if self._links is not None:
             self._links.check()
+        known = any(module is user for user in self.layers[position].users)
         for weight in self._weights[position]:
-            weight.show(module)
+            # In a layer's own modules, parameters of the same name may be other weights.
+            if not known or weight.module is module:
+                weight.show(module)
         prefetcher.wait(position)
 
     def record_compute_and_prefetch_next(self, layer: int) -> None:
@@ -176,32 +181,42 @@ class DwdpManager:
 
     def __enter__(self) -> Self:
         with self._turn:
-            if DwdpManager._entered is not None:
-                raise DwdpError("this process shares the experts of a model already: leave that block first")
+            self._check_alone()
             DwdpManager._entered = self
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        try:
-            self._give_back(error)
-        finally:
-            self._ranks.close()
-            DwdpManager._entered = None
+        with held_back():
+            try:
+                self._give_back(error)
+            finally:
+                self._ranks.close()
+                DwdpManager._entered = None
+
+    @staticmethod
+    def _check_alone() -> None:
+        if DwdpManager._entered is not None:
+            raise DwdpError("this process shares the experts of a model already: leave that block first")
 
     def _give_back(self, cause: BaseException | None) -> None:
-        undo, self._undo = self._undo, Undo()
-        self._prefetcher, self._links, self._weights = None, None, []
-        undo.run(cause)
+        with held_back():
+            undo, self._undo = self._undo, Undo()
+            self._prefetcher, self._links, self._weights = None, None, []
+            undo.run(cause)
 
     def _active(self) -> Prefetcher:
         if self._prefetcher is None:
             raise DwdpError("no model was set up: call setup(model) first")
         return self._prefetcher
 
-    def _find(self, model: nn.Module, granularity: int) -> list[ExpertLayer]:
+    def _find(self, model: nn.Module) -> tuple[Machine, list[ExpertLayer]]:
+        machine = self._machine or machine_of(model)
         check_model(model)
+        return machine, self._find_layers(model, machine.vmm.granularity)
+
+    def _find_layers(self, model: nn.Module, granularity: int) -> list[ExpertLayer]:
         if self._adds_all:
             found = find_layers(model, self.config, granularity)
             self._added = {number: layer.block for number, layer in enumerate(found)}

@@ -43,7 +43,7 @@ class ExpertLayer:
         name: In the model, for messages.
         num_experts: As many as its gate knows.
         block: The module whose forward uses the experts last; within it the experts may be called in several chunks.
-        users: Modules whose forward reads the experts: the first thing in a layer that must wait for them.
+        users: Modules that have the experts.
         weights: What is fetched for each use.
         small: What every rank keeps whole.
     """

@@ -53,7 +53,7 @@ class Partition:
         """
         if num_experts < size:
             raise PartitionInvalid(
-                f"{num_experts} experts are too few for dwdp_size={size} ranks: set dwdp_size={num_experts} or less"
+                f"{num_experts} experts are too few for dwdp_size={size} ranks: {_fewer_ranks(num_experts)}"
             )
         stride = num_experts // size
         return cls(num_experts, size, num_experts - (size - 1) * stride, stride)
@@ -96,8 +96,13 @@ class Partition:
             f"num_prefetch_experts={self.stride}: {reason}; "
         )
         if self.num_experts < self.size:
-            raise PartitionInvalid(f"{words}set dwdp_size={self.num_experts} or less")
+            raise PartitionInvalid(f"{words}{_fewer_ranks(self.num_experts)}")
         best = self.smallest(self.num_experts, self.size)
         raise PartitionInvalid(
             f"{words}num_experts_per_worker={best.per_rank} and num_prefetch_experts={best.stride} would do"
         )
+
+
+def _fewer_ranks(num_experts: int) -> str:
+    """Say what to do where there are fewer experts than ranks."""
+    return f"set dwdp_size={num_experts} or less" if num_experts > 1 else "there is nothing to share"

@@ -8,7 +8,7 @@ the next forward begins with is on its way while the last one ends.
 from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
-from typing import Protocol, TypeVar
+from typing import TypeVar
 
 from modelexpress.dwdp.pages import SLOTS, slot_of
 from modelexpress.dwdp.streams import Copy, Event, Machine, Stream
@@ -17,8 +17,14 @@ SLICE_BYTES = 2 << 20
 T = TypeVar("T", Stream, Event)
 
 
-class Observer(Protocol):
-    """Looks at what a prefetcher enqueues: a timeline, or a test that wants to know about order."""
+class Observer:
+    """Looks at what a prefetcher enqueues: a timeline, or a test that wants to know about order.
+
+    By itself it does nothing: override what is of interest.
+    """
+
+    def attached(self, machine: Machine, layers: int, lanes: int) -> None:
+        """The prefetcher was made: its machine, the number of layers, and of streams that copy for each."""
 
     def fetching(self, position: int, lane: Stream) -> None:
         """The copies of a layer follow in this stream."""
@@ -26,11 +32,17 @@ class Observer(Protocol):
     def fetched(self, position: int, joint: Stream) -> None:
         """All copies of a layer are done when this stream gets here."""
 
+    def waiting(self, position: int, compute: Stream) -> None:
+        """This stream, when it gets here, waits until the layer's experts are there."""
+
     def computing(self, position: int, compute: Stream) -> None:
         """The layer's experts are computed next in this stream."""
 
     def computed(self, position: int, compute: Stream) -> None:
         """The layer's experts are computed when this stream gets here."""
+
+    def detached(self) -> None:
+        """Nothing is enqueued any more, and all copies are done; the streams are about to be given back."""
 
 
 @dataclass
@@ -67,6 +79,8 @@ class Prefetcher:
             self._slots = [
                 _Slot(self._made(machine.event(), undo), self._made(machine.event(), undo)) for _ in range(SLOTS)
             ]
+            if observer is not None:
+                observer.attached(machine, len(layers), len(self._lanes))
             self._undo = undo.pop_all()
 
     def begin(self) -> None:
@@ -78,6 +92,8 @@ class Prefetcher:
         """Let what the model enqueues from now on begin when a layer's experts are there."""
         self._ensure(position)
         compute = self._machine.compute()
+        if self._observer is not None:
+            self._observer.waiting(position, compute)
         compute.wait(self._slots[slot_of(position)].prefetched)
         if self._observer is not None:
             self._observer.computing(position, compute)
@@ -97,10 +113,17 @@ class Prefetcher:
         Raises:
             DeviceError: The device failed meanwhile.
         """
+        if not self._lanes:
+            return
+        for slot in self._slots:
+            self._joint.wait(slot.consumed)  # what reads a slot still may be in another stream than the present one
         for stream in (*self._lanes, self._joint):
             stream.finish()
         self._lanes = []
-        self._undo.close()
+        observer, self._observer = self._observer, None
+        with self._undo:
+            if observer is not None:
+                observer.detached()
 
     def _ensure(self, position: int) -> None:
         slot = self._slots[slot_of(position)]

@@ -1,12 +1,16 @@
 """The ranks of a group talking to each other, by torch.distributed or by MPI."""
 
+import pickle
 import uuid
 from abc import ABC, abstractmethod
+from collections import Counter
 from collections.abc import Sequence
 from datetime import timedelta
-from typing import Any, Protocol, TypeVar, cast, runtime_checkable
+from typing import Any, ClassVar, Protocol, TypeVar, cast, runtime_checkable
 
+import torch
 import torch.distributed as dist
+from torch.distributed.distributed_c10d import PrefixStore, _get_default_store
 
 from modelexpress.dwdp.config import DwdpConfig
 from modelexpress.errors import DwdpError, RankLost
@@ -55,33 +59,41 @@ class TorchRanks(Ranks):
         RankLost: The others did not come.
     """
 
+    _made: ClassVar[Counter[tuple[int, ...]]] = Counter()
+
     def __init__(self, members: Sequence[int], deadline: float) -> None:
         self.rank, self.size = list(members).index(dist.get_rank()), len(members)
+        # A name of its own for each group: under that of one that is gone, its addresses are still in the store.
+        # `new_group` would name the second group of the same ranks like the first.
+        made = self._made[tuple(members)] = self._made[tuple(members)] + 1
+        name = f"modelexpress-dwdp/{'-'.join(map(str, members))}/{made}"
+        store = PrefixStore(name, _get_default_store())
         try:
-            self._group = dist.new_group(
-                list(members),
-                timeout=timedelta(seconds=deadline),
-                backend="gloo",
-                use_local_synchronization=True,
-                group_desc="modelexpress-dwdp",
-            )
+            # torch's annotations do not know its methods
+            self._group: Any = dist.ProcessGroupGloo(store, self.rank, self.size, timedelta(seconds=deadline))
         except RuntimeError as error:
             raise RankLost(f"ranks {list(members)} of the world do not all come together: {error}") from error
 
     def gather(self, value: T) -> list[T]:
-        found: list[Any] = [None] * self.size
+        data = torch.frombuffer(bytearray(pickle.dumps(value)), dtype=torch.uint8)
         try:
-            dist.all_gather_object(found, value, group=self._group)
+            lengths = [int(length) for length in self._gather_tensors(torch.tensor([len(data)], device="cpu"))]
+            padded = torch.zeros(max(lengths), dtype=torch.uint8, device="cpu")
+            padded[: len(data)] = data
+            found = self._gather_tensors(padded)
         except RuntimeError as error:
             raise RankLost(
                 f"rank {self.rank} of the group waits for others that ended, or do not answer: {error}"
             ) from error
-        return cast(list[T], found)
+        return [pickle.loads(part[:length].numpy().tobytes()) for part, length in zip(found, lengths, strict=True)]
 
     def close(self) -> None:
-        if (group := self._group) is not None:
-            self._group = None
-            dist.destroy_process_group(group)
+        self._group = None
+
+    def _gather_tensors(self, mine: torch.Tensor) -> list[torch.Tensor]:
+        found = [torch.empty_like(mine) for _ in range(self.size)]
+        self._group.allgather([found], [mine]).wait()
+        return found
 
 
 class MpiRanks(Ranks):

@@ -1,7 +1,7 @@
 """Moving the experts of a model into shared memory: weight by weight, so that it takes one layer of extra memory."""
 
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from typing import NamedTuple
 
@@ -26,7 +26,13 @@ class Shared(NamedTuple):
 
 
 def share(
-    layers: Sequence[ExpertLayer], config: DwdpConfig, ranks: Ranks, links: Links, machine: Machine, undo: Undo
+    layers: Sequence[ExpertLayer],
+    config: DwdpConfig,
+    ranks: Ranks,
+    links: Links,
+    machine: Machine,
+    undo: Undo,
+    between: Callable[[], None],
 ) -> Shared:
     """Share the experts of layers that all ranks have agreed on.
 
@@ -37,6 +43,7 @@ def share(
         links: Carry descriptors.
         machine: Makes memory, and copies.
         undo: Gets a step for everything that was done.
+        between: Is called behind each layer.
 
     Raises:
         DeviceError: There is not enough memory.
@@ -54,6 +61,7 @@ def share(
     undo.add(pool.close)
     for position, layer in enumerate(weights):
         _share_layer(layer, slot_of(position), pool, links, machine, undo)
+        between()
     ranks.gather(True)  # all own memory is filled
     machine.compute().copy_all([copy for layer in weights for weight in layer for copy in weight.edges()])
     machine.compute().finish()
@@ -77,6 +85,8 @@ def _share_layer(
             own.append(weight.move(machine, pool.take(slot, taken, weight.layout.pages), undo))
             sent.callback(os.close, own[-1])
             taken += weight.layout.pages
+        # What peers map is complete: one that takes everything back reads it, whatever happens here.
+        machine.compute().finish()
         received = links.swap(own)
     unused = {descriptor for descriptors in received.values() for descriptor in descriptors}
     try:

@@ -1,5 +1,6 @@
 """One stacked weight that the ranks of a group share: what this rank holds, and what it reads from the others."""
 
+import os
 from collections.abc import Mapping, Sequence
 from functools import cached_property
 
@@ -13,6 +14,7 @@ from modelexpress.dwdp.partition import Partition
 from modelexpress.dwdp.streams import Copy, Machine
 from modelexpress.dwdp.undo import Undo
 from modelexpress.dwdp.views import tensor_at
+from modelexpress.errors import DeviceError
 from modelexpress.memory.vmm import Physical
 
 
@@ -42,6 +44,11 @@ class SharedWeight:
         self._bound = False
         self._shown: list[tuple[torch.Tensor, torch.Tensor]] = []
 
+    @property
+    def module(self) -> nn.Module:
+        """The one that the weight came from."""
+        return self._weight.module
+
     @cached_property
     def layout(self) -> WeightLayout:
         """Where its bytes lie on this rank."""
@@ -59,19 +66,31 @@ class SharedWeight:
         skipped = held.start if self._rows == self._partition.num_experts else 0
         size = self.spec.expert_bytes
         source = self._weight.tensor.data_ptr() + skipped * size
-        machine.compute().copy_all([(self._buffer.address + held.start * size, source, len(held) * size)])
+        compute = machine.compute()
+        undo.add(compute.finish)  # nothing is unmapped while it is copied to
+        compute.copy_all([(self._buffer.address + held.start * size, source, len(held) * size)])
         return self._buffer.export()
 
     def meet(self, machine: Machine, descriptors: Mapping[int, int], undo: Undo) -> None:
         """Map what each peer exported, and let the parameter show the full tensor: its own storage is free then.
 
+        Args:
+            machine: Has done the copies of `move`.
+            descriptors: Of each peer's memory; they are closed.
+            undo: Gets the steps back.
+
         Raises:
-            DeviceError: The driver refused; the descriptors are closed by whoever has them.
+            DeviceError: The driver refused.
         """
-        for peer, descriptor in descriptors.items():
-            self._peers[peer] = PeerExperts(machine.vmm, self._layout_of(peer), descriptor)
-            undo.add(self._peers[peer].close)
-        machine.compute().finish()
+        waiting = list(descriptors.items())
+        try:
+            while waiting:
+                peer, descriptor = waiting.pop()
+                self._peers[peer] = PeerExperts(machine.vmm, self._layout_of(peer), descriptor)
+                undo.add(self._peers[peer].close)
+        finally:
+            for _, descriptor in waiting:
+                os.close(descriptor)
         undo.add(lambda: self._restore(machine))
         self._bound = True
         self._weight.bind(self.full)
@@ -123,10 +142,7 @@ class SharedWeight:
         if not self._bound:
             return
         assert self._buffer is not None, "what is bound was moved"
-        stride = (self.full.stride(0), *self.spec.expert_stride)
-        fresh = torch.empty_strided(
-            (self._rows, *self.spec.expert_shape), stride, dtype=self.full.dtype, device=self._device
-        )
+        fresh = self._fresh()
         held, size = self._partition.held(self._rank), self.spec.expert_bytes
         skipped = 0 if self._rows == self._partition.num_experts else held.start
         target = fresh.data_ptr() - skipped * size
@@ -137,11 +153,30 @@ class SharedWeight:
         compute = machine.compute()
         compute.copy_all(copies)
         compute.finish()
-        self._weight.bind(fresh)
+        self._let_go(fresh)
+
+    def _fresh(self) -> torch.Tensor:
+        """Return storage for the parameter, of as many experts as it was loaded with."""
+        stride = (self.full.stride(0), *self.spec.expert_stride)
+        try:
+            return torch.empty_strided(
+                (self._rows, *self.spec.expert_shape), stride, dtype=self.full.dtype, device=self._device
+            )
+        except RuntimeError as error:
+            # What it shows now is about to go: who touched it would be killed.
+            self._let_go(self.full.new_empty((0, *self.spec.expert_shape)))
+            raise DeviceError(
+                f"{self.spec.layer}: {self.spec.name} was given back, but there is no room for {self._rows} experts of "
+                f"its own: it is empty now; load it again ({error})"
+            ) from error
+
+    def _let_go(self, tensor: torch.Tensor) -> None:
+        """Let the parameter show another tensor than that of all experts."""
+        self._weight.bind(tensor)
         self._bound = False
         while self._shown:
-            tensor, before = self._shown.pop()
-            tensor.data = before
+            shown, before = self._shown.pop()
+            shown.data = before
 
     def _layout_of(self, rank: int) -> WeightLayout:
         held = self._partition.held(rank)

@@ -52,8 +52,9 @@ def enable(
         manager.setup(model)
         manager.prefetch_first_layers()
         for number, layer in enumerate(manager.layers):
-            for user in layer.users:
-                stack.enter_context(user.register_forward_pre_hook(partial(_wait, manager, number)))
+            # Of the two that may begin a layer, some models call but one: its block, or the module with its experts.
+            for first in {id(module): module for module in (layer.block, *layer.users)}.values():
+                stack.enter_context(first.register_forward_pre_hook(partial(_wait, manager, number)))
             stack.enter_context(layer.block.register_forward_hook(partial(_done, manager, number)))
         yield manager
 
