@@ -31,8 +31,10 @@ def options_table(command: str) -> str:
 
     from modelexpress.cli.app import app
 
-    parameters = typer.main.get_group(app).commands[command].params
-    rows = [(_spelling(each), _default(each), getattr(each, "help", None) or "") for each in parameters]
+    found: Any = typer.main.get_group(app)
+    for word in command.split():
+        found = found.commands[word]
+    rows = [(_spelling(each), _default(each), getattr(each, "help", None) or "") for each in found.params]
     return markdown_table(("option", "default", "meaning"), rows)
 
 

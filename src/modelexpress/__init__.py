@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from modelexpress.client import AsyncClient, Client
+    from modelexpress.engines.trtllm.publisher import MxTrtllmSourcePublisher
+    from modelexpress.engines.trtllm.target import MxTrtllmTargetLoader, create_trtllm_from_mx
     from modelexpress.errors import ModelExpressError
     from modelexpress.identity import BackendFramework, SourceIdentity, SourceType
     from modelexpress.memory.cuda_arena import CudaArena
@@ -29,11 +31,14 @@ __all__ = [
     "LoadPlan",
     "LoadReport",
     "ModelExpressError",
+    "MxTrtllmSourcePublisher",
+    "MxTrtllmTargetLoader",
     "Publication",
     "Settings",
     "SourceIdentity",
     "SourceType",
     "Worker",
+    "create_trtllm_from_mx",
     "load",
     "plan",
     "plan_folder",
@@ -50,11 +55,14 @@ _HOMES = {
     "LoadPlan": "weights.foresee",
     "LoadReport": "weights.report",
     "ModelExpressError": "errors",
+    "MxTrtllmSourcePublisher": "engines.trtllm.publisher",
+    "MxTrtllmTargetLoader": "engines.trtllm.target",
     "Publication": "peer",
     "Settings": "settings",
     "SourceIdentity": "identity",
     "SourceType": "identity",
     "Worker": "peer",
+    "create_trtllm_from_mx": "engines.trtllm.target",
     "load": "weights.load",
     "plan": "weights.foresee",
     "plan_folder": "weights.foresee",

@@ -19,6 +19,11 @@ Seconds = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 Port = Annotated[int, Field(ge=0, le=65535)]
 
 
+def _is_one(value: object) -> object:
+    """Count a flag only when it is `1`: engines' scripts set `0`, `false` and the empty string, and mean no."""
+    return value == "1" if isinstance(value, str) else value
+
+
 def _without_scheme(value: object) -> object:
     """Strip `http://` and `https://`, which fleets put before a registry's address."""
     if isinstance(value, str):
@@ -82,7 +87,8 @@ class Settings(BaseModel):
     source_query_timeout: Annotated[float, Field(ge=0, allow_inf_nan=False)] = Field(
         default=5.0,
         validation_alias="MX_SOURCE_QUERY_TIMEOUT",
-        description="How long to wait for an answer from the registry before loading without it.",
+        description="How long to wait for an answer from the registry before loading without it; a TensorRT-LLM worker "
+        "waits so long for a source as well, and with 0 asks once.",
     )
     metadata_backend: str = Field(
         default="sqlite",
@@ -196,6 +202,53 @@ class Settings(BaseModel):
         default="",
         validation_alias="MX_ARTIFACT_TRUSTED_KEYS",
         description="File with the public keys whose signatures count, one a line (mx keys show).",
+    )
+    model_name: str = Field(
+        default="",
+        validation_alias="MODEL_NAME",
+        description="Name under which TensorRT-LLM's weights are offered and asked for; empty: that of the checkpoint.",
+    )
+    express_source: Annotated[bool, BeforeValidator(_is_one)] = Field(
+        default=False,
+        validation_alias="MODEL_EXPRESS_SOURCE",
+        description="1: a TensorRT-LLM worker loads natively and offers its weights, whoever else has them.",
+    )
+    express_target: Annotated[bool, BeforeValidator(_is_one)] = Field(
+        default=False,
+        validation_alias="MODEL_EXPRESS_TARGET",
+        description="1: a TensorRT-LLM worker takes its weights from a peer or fails, and offers none; wins over "
+        "MODEL_EXPRESS_SOURCE.",
+    )
+    transfer_log_dir: str = Field(
+        default="",
+        validation_alias="MX_TRANSFER_LOG_DIR",
+        description="Folder for a log file of each TensorRT-LLM rank (rank0.log, ...), whose workers' output nobody "
+        "sees; empty: none.",
+    )
+    trtllm_checkpoint_dir: str = Field(
+        default="",
+        validation_alias="CHECKPOINT_DIR",
+        description="The checkpoint folder that `mx trtllm publish` serves when it is given none.",
+    )
+    trtllm_output_dir: str = Field(
+        default="/tmp/mx_trtllm",
+        validation_alias="OUTPUT_DIR",
+        description="Where a TensorRT-LLM target puts `checkpoint` and `engine` when it is told no folder.",
+    )
+    trtllm_max_batch_size: Annotated[int, Field(ge=1)] = Field(
+        default=8,
+        validation_alias="TRTLLM_MAX_BATCH_SIZE",
+        description="Requests in one batch of the engine that `trtllm-build` makes.",
+    )
+    trtllm_max_input_len: Annotated[int, Field(ge=1)] = Field(
+        default=2048,
+        validation_alias="TRTLLM_MAX_INPUT_LEN",
+        description="Tokens of a prompt that this engine takes.",
+    )
+    trtllm_max_seq_len: Annotated[int, Field(ge=1)] = Field(
+        default=4096,
+        validation_alias="TRTLLM_MAX_SEQ_LEN",
+        description="Tokens of a prompt and its answer together, for this engine.",
     )
 
     @classmethod

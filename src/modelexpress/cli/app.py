@@ -8,12 +8,14 @@ import typer
 from modelexpress.cli.bench import bench
 from modelexpress.cli.demo import demo
 from modelexpress.cli.doctor import doctor
+from modelexpress.cli.dwdp import dwdp
 from modelexpress.cli.keys import keys
 from modelexpress.cli.plan import plan
 from modelexpress.cli.publish import publish
 from modelexpress.cli.pull import pull
 from modelexpress.cli.serve import serve
 from modelexpress.cli.sources import sources
+from modelexpress.cli.trtllm import trtllm
 
 app = typer.Typer(
     name="mx",
@@ -36,3 +38,5 @@ def _configure(
 for command in (serve, sources, publish, pull, plan, bench, doctor, demo):
     app.command()(command)
 app.add_typer(keys, name="keys")
+app.add_typer(dwdp, name="dwdp")
+app.add_typer(trtllm, name="trtllm")

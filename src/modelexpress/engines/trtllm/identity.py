@@ -1,0 +1,75 @@
+"""Which published checkpoints are the same: the identity that all ranks of one checkpoint share."""
+
+import hashlib
+import re
+from collections.abc import Iterable, Mapping
+
+from modelexpress.engines.trtllm.config import CheckpointConfig
+from modelexpress.identity import BackendFramework, SourceIdentity
+from modelexpress.transfer.manifest import Manifest
+
+LAYOUT_KEY = "trtllm_weight_layout"
+LAYOUT = "checkpoint"
+WORLD_SIZE_KEY = "trtllm_world_size"
+CONTENT_KEY = "trtllm_content"
+
+_HEADER_NAME = re.compile(r"rank\d+\.header\.json")
+
+
+def header_name(rank: int) -> str:
+    """Return the path under which a rank's source offers the header of its file, without the length before it."""
+    return f"rank{rank}.header.json"
+
+
+def is_header_name(path: str) -> bool:
+    """Return whether a path is one that `header_name` returns."""
+    return _HEADER_NAME.fullmatch(path) is not None
+
+
+def checkpoint_identity(
+    model_name: str, config: CheckpointConfig, manifests: Iterable[Manifest], revision: str
+) -> SourceIdentity:
+    """Return the identity of a checkpoint.
+
+    Its content is part of it: ranks of two conversions under one name are never put together.
+
+    Args:
+        model_name: As targets ask for it.
+        config: Of the checkpoint.
+        manifests: Of its ranks, in order.
+        revision: As MX_MODEL_REVISION names it.
+    """
+    return SourceIdentity(
+        model_name=model_name,
+        backend_framework=BackendFramework.TRT_LLM,
+        tensor_parallel_size=config.tensor_parallel_size,
+        pipeline_parallel_size=config.pipeline_parallel_size,
+        dtype=config.dtype,
+        quantization=config.quantization,
+        revision=revision,
+        extra_parameters={
+            LAYOUT_KEY: LAYOUT,
+            WORLD_SIZE_KEY: str(config.world_size),
+            CONTENT_KEY: _content(manifests),
+        },
+    )
+
+
+def world_size_of(identity: SourceIdentity) -> int | None:
+    """Return the number of ranks of a published checkpoint; None where the identity is of something else."""
+    said: Mapping[str, str] = identity.extra_parameters
+    if identity.backend_framework is not BackendFramework.TRT_LLM or said.get(LAYOUT_KEY) != LAYOUT:
+        return None
+    size = said.get(WORLD_SIZE_KEY, "")
+    return int(size) if size.isascii() and size.isdigit() and int(size) > 0 else None
+
+
+def _content(manifests: Iterable[Manifest]) -> str:
+    digest = hashlib.sha256()
+    for manifest in manifests:
+        # Both decide what a rank's file is: its header, which is among the files, and the digests of its tensors.
+        for file in manifest.files:
+            digest.update(f"{file.path}\0{file.sha256}\0".encode())
+        digest.update(f"{manifest.chunk_bytes}\0{len(manifest.digests)}\0".encode())
+        digest.update(manifest.digests.tobytes())
+    return digest.hexdigest()[:32]

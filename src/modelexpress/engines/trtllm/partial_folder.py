@@ -1,0 +1,215 @@
+"""The folder that a checkpoint is received into: it outlives an interrupted load, and the next one goes on there."""
+
+import errno
+import fcntl
+import mmap
+import os
+import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+import numpy as np
+
+from modelexpress.engines.trtllm.config import rank_name
+from modelexpress.errors import CheckpointError
+from modelexpress.weights.staging_folder import StagingFolder
+
+PARTIAL_NAME = ".checkpoint-partial"
+
+_NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+
+
+@dataclass(frozen=True, eq=False)
+class MappedFile:
+    """The file of one rank, mapped.
+
+    Args:
+        path: The file.
+        content: All of it; not writable where it belongs to a checkpoint that is in place.
+        used: It may hold what was received before.
+    """
+
+    path: Path
+    content: mmap.mmap
+    used: bool
+
+    @property
+    def address(self) -> int:
+        """Where its first byte is mapped, as long as somebody holds `content`."""
+        return int(np.frombuffer(self.content, np.uint8).ctypes.data)
+
+    def has_data(self, offset: int, nbytes: int) -> bool:
+        """Return whether anything was ever written to a range of the file."""
+        descriptor = os.open(self.path, os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            return os.lseek(descriptor, offset, os.SEEK_DATA) < offset + nbytes
+        except OSError as error:
+            return error.errno != errno.ENXIO  # nothing but a hole follows; other file systems cannot tell
+        finally:
+            os.close(descriptor)
+
+
+class PartialFolder:
+    """A hidden folder beside the checkpoint, used by one load at a time.
+
+    Args:
+        output: Where the checkpoint's folder is to be.
+        name: Of the checkpoint's folder.
+
+    Attributes:
+        path: The hidden folder.
+
+    Raises:
+        CheckpointError: On entering: it cannot be created, or another load uses it.
+    """
+
+    def __init__(self, output: Path, name: str) -> None:
+        self._target = output / name
+        self.path = output / PARTIAL_NAME
+        self._lock = -1
+
+    def __enter__(self) -> Self:
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+            self._lock = os.open(self.path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
+            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            self._unlock()
+            raise CheckpointError(f"another load writes into {self.path.parent}: name another output folder") from None
+        except OSError as error:
+            self._unlock()
+            raise CheckpointError(f"cannot create {self.path}: {error.strerror}; choose another folder") from error
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._unlock()
+
+    def discard(self) -> None:
+        """Remove it with all that was received."""
+        shutil.rmtree(self.path, ignore_errors=True)
+
+    def kept(self, rank: int, header: bytes, nbytes: int) -> MappedFile | None:
+        """Return the file that an interrupted load left, if it is of the same rank file; None without one.
+
+        Args:
+            rank: Which file is meant.
+            header: Its first bytes.
+            nbytes: Of the whole file.
+        """
+        path = self.path / rank_name(rank)
+        # With a second name it is also part of a checkpoint that is in place, which must not be written to.
+        if not _begins_with(path, header, nbytes) or path.stat().st_nlink > 1:
+            return None
+        return MappedFile(path, _map(path, nbytes, os.O_RDWR), used=True)
+
+    def in_place(self, rank: int, header: bytes, nbytes: int) -> MappedFile | None:
+        """Return the same file of the checkpoint that is in place, to be compared; None without one."""
+        path = self._target / rank_name(rank)
+        if not _begins_with(path, header, nbytes):
+            return None
+        return MappedFile(path, _map(path, nbytes, os.O_RDONLY), used=True)
+
+    def adopt(self, rank: int, file: MappedFile) -> bool:
+        """Take a file of the checkpoint that is in place as it is; return whether the file system can do that."""
+        path = self.path / rank_name(rank)
+        try:
+            path.unlink(missing_ok=True)
+            os.link(file.path, path)
+        except OSError:
+            return False
+        return True
+
+    def create(self, rank: int, header: bytes, nbytes: int) -> MappedFile:
+        """Return a new file with all its disk space reserved, so that a full disk is found before anything arrives.
+
+        Raises:
+            CheckpointError: There is no space, or the folder cannot be written to.
+        """
+        path = self.path / rank_name(rank)
+        try:
+            path.unlink(missing_ok=True)
+            descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666)
+            try:
+                # A write to a mapping has no way to report a full disk but SIGBUS.
+                os.posix_fallocate(descriptor, 0, nbytes)
+                os.pwrite(descriptor, header, 0)
+            finally:
+                os.close(descriptor)
+            return MappedFile(path, _map(path, nbytes, os.O_RDWR), used=False)
+        except OSError as error:
+            raise self._cannot_write(rank, nbytes, error) from error
+
+    def commit(self, world_size: int, files: Mapping[str, bytes]) -> Path:
+        """Move what was received into place, and return the path of the checkpoint.
+
+        Args:
+            world_size: Number of ranks, all of which are complete and durable.
+            files: What belongs beside them, by path.
+
+        Raises:
+            CheckpointError: The disk failed or is full.
+        """
+        with StagingFolder(self._target, overwrite=True) as staging:
+            try:
+                for path, content in files.items():
+                    (staging.path / path).parent.mkdir(parents=True, exist_ok=True)
+                    (staging.path / path).write_bytes(content)
+                for rank in range(world_size):
+                    (self.path / rank_name(rank)).rename(staging.path / rank_name(rank))
+            except OSError as error:
+                raise CheckpointError(f"cannot complete {self._target}: {error.strerror}; try again") from error
+            staging.publish()
+        self.discard()
+        return self._target
+
+    def _unlock(self) -> None:
+        if self._lock >= 0:
+            os.close(self._lock)
+            self._lock = -1
+
+    def _cannot_write(self, rank: int, nbytes: int, error: OSError) -> CheckpointError:
+        if error.errno not in _NO_SPACE:
+            return CheckpointError(f"cannot write in {self.path}: {error.strerror}; choose another folder")
+        disk = os.statvfs(self.path)
+        return CheckpointError(
+            f"rank {rank} needs {nbytes} bytes in {self.path}, where {disk.f_bavail * disk.f_frsize} are available: "
+            f"{error.strerror}; free space, raise the limit, or choose another disk"
+        )
+
+
+def make_durable(path: Path) -> None:
+    """Wait until a file is on disk.
+
+    Raises:
+        CheckpointError: The disk failed.
+    """
+    try:
+        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+    except OSError as error:
+        raise CheckpointError(f"the disk of {path} failed: {error.strerror}") from error
+
+
+def _begins_with(path: Path, header: bytes, nbytes: int) -> bool:
+    try:
+        with path.open("rb") as file:
+            return os.fstat(file.fileno()).st_size == nbytes and file.read(len(header)) == header
+    except OSError:
+        return False
+
+
+def _map(path: Path, nbytes: int, flags: int) -> mmap.mmap:
+    descriptor = os.open(path, flags | os.O_CLOEXEC)
+    try:
+        protection = mmap.PROT_READ | (mmap.PROT_WRITE if flags == os.O_RDWR else 0)
+        return mmap.mmap(descriptor, nbytes, prot=protection)
+    finally:
+        os.close(descriptor)

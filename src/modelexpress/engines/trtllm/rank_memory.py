@@ -1,0 +1,115 @@
+"""The file of one rank in memory, as a worker offers it."""
+
+import mmap
+import os
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from modelexpress.errors import CheckpointError
+from modelexpress.memory import HostArena, memory_view
+from modelexpress.peer import file_specs
+from modelexpress.transfer.manifest import Manifest, Scope, contiguous_strides
+from modelexpress.transfer.seal import seal
+from modelexpress.transport.pages import PIECE_BYTES, make_ready
+from modelexpress.weights.safetensors_header import LENGTH_BYTES, parse_header
+from modelexpress.weights.small_files import damaged, open_regular
+from modelexpress.wire.records import TensorSpec
+
+Advance = Callable[[int], None]
+"""Told how many more bytes have been read."""
+
+
+@dataclass(frozen=True)
+class RankMemory:
+    """The tensors of one rank, as they lie in its file: what is behind the header, in one piece.
+
+    Args:
+        arena: Holds them.
+        manifest: Lists them.
+        files: What belongs to them, by path: configuration, and the header of the file.
+    """
+
+    arena: HostArena
+    manifest: Manifest
+    files: Mapping[str, bytes]
+
+
+@dataclass(frozen=True)
+class RankFile:
+    """The file of a rank, looked at, not read.
+
+    Args:
+        path: The file.
+        header: Its first bytes, up to the first tensor.
+        tensors: What it holds, in the order of the bytes; their offsets count from the first tensor.
+        nbytes: Of all tensors together.
+    """
+
+    path: Path
+    header: bytes
+    tensors: tuple[TensorSpec, ...]
+    nbytes: int
+
+    @classmethod
+    def open(cls, path: Path) -> "RankFile":
+        """Read the header of a file and check it.
+
+        Raises:
+            CheckpointError: The file is damaged, or holds a dtype that is not known here.
+        """
+        descriptor = open_regular(path)
+        try:
+            size = os.fstat(descriptor).st_size
+            if size < LENGTH_BYTES:
+                raise damaged(path, "it is shorter than the length of a header")
+            with mmap.mmap(descriptor, size, prot=mmap.PROT_READ) as content:
+                stored = parse_header(content, path)
+                start = LENGTH_BYTES + int.from_bytes(content[:LENGTH_BYTES], "little")
+                header = content[:start]
+        finally:
+            os.close(descriptor)
+        specs = [
+            TensorSpec(t.name, t.dtype, t.shape, contiguous_strides(t.shape), 0, t.offset - start, t.nbytes)
+            for t in stored
+        ]
+        return cls(path, header, tuple(specs), size - start)
+
+    def read(self, files: Mapping[str, bytes], chunk_bytes: int, advance: Advance) -> RankMemory:
+        """Read the tensors into memory and seal them.
+
+        Args:
+            files: What belongs to them, by path.
+            chunk_bytes: Of what has a digest of its own.
+            advance: Told the bytes read.
+
+        Raises:
+            CheckpointError: The file cannot be read, or became shorter meanwhile.
+        """
+        arena = HostArena(self.nbytes)
+        descriptor = open_regular(self.path)
+        try:
+            _fill(arena.region.address, self.nbytes, descriptor, len(self.header), advance)
+        except OSError as error:
+            raise CheckpointError(f"cannot read {self.path}: {error.strerror}; try another disk") from error
+        except EOFError:
+            raise damaged(self.path, "it became shorter while it was read") from None
+        finally:
+            os.close(descriptor)
+        manifest = seal(
+            self.tensors, [arena.region], scope=Scope.CHECKPOINT, chunk_bytes=chunk_bytes, files=file_specs(files)
+        )
+        return RankMemory(arena, manifest, files)
+
+
+def _fill(address: int, nbytes: int, descriptor: int, start: int, advance: Advance) -> None:
+    done = 0
+    while done < nbytes:
+        size = min(PIECE_BYTES, nbytes - done)
+        make_ready(address + done, size)
+        # Read, not mapped: a file that somebody truncates must not end this process with SIGBUS.
+        count = os.preadv(descriptor, [memory_view(address + done, size)], start + done)
+        if count == 0:
+            raise EOFError
+        done += count
+        advance(count)

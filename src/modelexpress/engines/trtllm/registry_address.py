@@ -1,0 +1,13 @@
+"""The registry that a caller names, in any of the ways in which fleets write its address."""
+
+from modelexpress.settings import Settings
+
+
+def registry_address(mx_server: str | None, settings: Settings) -> str:
+    """Return HOST:PORT of the registry that a caller named, without a scheme, or of the environment.
+
+    Args:
+        mx_server: As the caller gave it; None or empty: it named none.
+        settings: Of the environment.
+    """
+    return Settings(registry=mx_server).registry if mx_server else settings.registry

@@ -1,0 +1,148 @@
+"""Loading that TensorRT-LLM delegates: real sources, transports and registry; the engine is a double."""
+
+import re
+from collections.abc import Iterator
+from contextlib import ExitStack
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+import modelexpress as mx
+from modelexpress.engines.trtllm import delegated
+from modelexpress.engines.trtllm.delegated_identity import delegated_identity
+from modelexpress.engines.trtllm.presharded import RUNTIME_ALIASES
+from modelexpress.weights.rank_tensors import rank_tensors
+from tests.support import trtllm_engine_double as engine
+from tests.support.trtllm_rank import RankProcess
+
+
+def test_a_replica_takes_transformed_weights_and_becomes_a_source(registry: str, tmp_path: Path) -> None:
+    whole, other = engine.checkpoint(tmp_path / "whole"), engine.checkpoint(tmp_path / "other", seed=7)
+    logs = str(tmp_path / "logs")
+    with ExitStack() as stack:
+        first = [stack.enter_context(RankProcess("delegated", registry, "d/two", whole, r, 2)) for r in range(2)]
+        given = [rank.loaded() for rank in first]
+        second = [
+            stack.enter_context(RankProcess("delegated", registry, "d/two", other, r, 2, MX_TRANSFER_LOG_DIR=logs))
+            for r in range(2)
+        ]
+        taken = [rank.loaded() for rank in second]
+        for rank in first:
+            rank.tell("cleanup")
+            assert rank.loaded()["offers"][0].endswith("closed")
+            rank.kill()
+        with RankProcess("delegated", registry, "d/two", other, 1, 2) as third:
+            last = third.loaded()
+    for source, target in zip(given, taken, strict=True):
+        assert (source["preloaded"], source["reads"], source["steps"]) == (False, 1, 1)
+        assert (target["preloaded"], target["reads"], target["steps"]) == (True, 0, 0)
+        assert target["output"] == source["output"]
+        assert target["offers"] == source["offers"]
+    assert (last["preloaded"], last["output"]) == (True, given[1]["output"])
+    for number in range(2):
+        text = (tmp_path / "logs" / f"rank{number}.log").read_text()
+        found = re.findall(r"\[Worker\s+(\d+)\].*?RDMA transfer complete:\s+(\d+)\s+tensors,\s+([0-9.]+)\s+GB", text)
+        assert [(worker, count) for worker, count, _ in found] == [(str(number), str(4 * engine.LAYERS))]
+
+
+@pytest.fixture
+def source(registry: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[dict[str, torch.Tensor]]:
+    """A source of this process, and its tensors; targets here offer nothing."""
+    monkeypatch.setenv("MX_SOURCE_QUERY_TIMEOUT", "0")
+    monkeypatch.setattr(delegated, "process_worker", lambda *_: None)
+    engine.install()
+    tensors = rank_tensors(_transformed(3), RUNTIME_ALIASES)
+    settings = mx.Settings(registry=registry, worker_grpc_port=0)
+    with mx.publish(tensors, delegated_identity(IDENTITY, 1), settings=settings) as publication:
+        assert publication.wait_ready(20)
+        yield tensors
+    engine.uninstall()
+
+
+IDENTITY = engine.SourceIdentity("d/one")
+
+
+@pytest.mark.usefixtures("source")
+@pytest.mark.parametrize(
+    ("identity", "options"),
+    [
+        (replace(IDENTITY, model_fingerprint="beef"), {}),
+        (replace(IDENTITY, options={"quantization": "fp8"}), {}),
+        (replace(IDENTITY, transform_abi_id="abi-2"), {}),
+        (replace(IDENTITY, transform_abi_id="ABI-1"), {}),
+        (replace(IDENTITY, rank=1), {}),
+        (IDENTITY, {"post_transform_protocol_version": 2}),
+        (IDENTITY, {"allow_post_transform_weights": False}),
+    ],
+)
+def test_whatever_differs_leaves_the_model_alone(
+    identity: engine.SourceIdentity, options: dict[str, Any], registry: str, tmp_path: Path
+) -> None:
+    def prepare(model: engine.Model) -> None:
+        pytest.fail("the structure was changed, with nobody to receive from")
+
+    model = engine.Model(engine.Mapping())
+    loading = engine.DelegatingMxCheckpointLoader(registry)
+    options = {"prepare_post_transform_receiver": prepare, **options}
+    engine.load_delegated(model, loading, str(engine.checkpoint(tmp_path)), identity, **options)
+    assert not loading.preloaded
+    assert loading.mx_loader.transform_protocol_version is None
+
+
+def test_a_peer_fills_the_model_and_aliases_see_it(
+    source: dict[str, torch.Tensor], registry: str, tmp_path: Path
+) -> None:
+    model: Any = engine.Model(engine.Mapping())
+    loading = engine.DelegatingMxCheckpointLoader(f"http://{registry}/")
+    engine.load_delegated(model, loading, str(tmp_path / "nothing"), IDENTITY)
+    assert loading.preloaded
+    assert loading.mx_loader.transform_protocol_version == 1
+    assert engine.output_of(model) == engine.output_of(_transformed(3))
+    assert model.layers[0].next_attn is model.layers[1].attn
+    assert not any("next_" in name for name in source)
+
+
+@pytest.mark.usefixtures("source")
+@pytest.mark.parametrize("flaw", ["a structure of its own", "a callback that fails"])
+def test_a_model_that_does_not_fit_is_loaded_natively(flaw: str, registry: str, tmp_path: Path) -> None:
+    def prepare(model: engine.Model) -> None:
+        if flaw == "a callback that fails":
+            raise KeyError(flaw)
+        model.register_parameter("extra", torch.nn.Parameter(torch.ones(3)))
+
+    model = engine.Model(engine.Mapping())
+    loading = engine.DelegatingMxCheckpointLoader(registry)
+    folder = str(engine.checkpoint(tmp_path, seed=5))
+    engine.load_delegated(model, loading, folder, IDENTITY, prepare_post_transform_receiver=prepare)
+    assert not loading.preloaded
+    assert engine.output_of(model) == engine.output_of(_transformed(5))
+
+
+def test_weights_that_arrive_changed_are_overwritten_natively(
+    source: dict[str, torch.Tensor], registry: str, tmp_path: Path
+) -> None:
+    """The transfer fails after something was written; what the engine gets is a whole checkpoint all the same."""
+    list(source.values())[-1].view(-1)[5] += 1
+    model = engine.Model(engine.Mapping())
+    loading = engine.DelegatingMxCheckpointLoader(registry)
+
+    def prepare(model: engine.Model) -> None:
+        """Keep to shapes: this model's post-load step runs after all."""
+        model.setup_aliases()
+        for layer in model.layers:
+            attention: Any = layer.get_submodule("attn")
+            attention.weight_scale = torch.nn.Parameter(torch.empty(len(attention.weight), 1), requires_grad=False)
+
+    folder = str(engine.checkpoint(tmp_path, seed=5))
+    engine.load_delegated(model, loading, folder, IDENTITY, prepare_post_transform_receiver=prepare)
+    assert not loading.preloaded
+    assert engine.output_of(model) == engine.output_of(_transformed(5))
+
+
+def _transformed(seed: int) -> engine.Model:
+    model = engine.Model(engine.Mapping(), seed)
+    model.post_load_weights()
+    return model

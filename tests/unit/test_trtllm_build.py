@@ -1,0 +1,117 @@
+"""`trtllm-build` as a process, played by a stand-in: its options, its output, and each way to end."""
+
+import json
+import os
+import signal
+import threading
+from pathlib import Path
+
+import pytest
+
+from modelexpress.engines.trtllm.build import build_engine, default_build_config, find_builder
+from modelexpress.engines.trtllm.errors import BuilderMissing
+from modelexpress.errors import ModelExpressError
+from modelexpress.settings import Settings
+from tests.support.trtllm_build_stand_in import install
+from tests.support.trtllm_checkpoints import config_of, plain_rank, write_checkpoint
+from tests.support.waiting import wait_until
+
+
+@pytest.fixture
+def builder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("PATH", f"{install(tmp_path / 'bin')}:/usr/bin:/bin")
+    return find_builder()
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    return write_checkpoint(tmp_path / "checkpoint", config_of(2), plain_rank)
+
+
+def test_the_defaults_are_those_of_the_field_and_the_environment_changes_them() -> None:
+    assert default_build_config(Settings.read({})) == {
+        "gemm_plugin": "auto",
+        "max_batch_size": 8,
+        "max_input_len": 2048,
+        "max_seq_len": 4096,
+    }
+    said = {"TRTLLM_MAX_BATCH_SIZE": "16", "TRTLLM_MAX_INPUT_LEN": "1", "TRTLLM_MAX_SEQ_LEN": "many"}
+    config = default_build_config(Settings.read(said))
+    assert (config["max_batch_size"], config["max_input_len"], config["max_seq_len"]) == (16, 1, 4096)
+
+
+def test_an_engine_is_built_with_the_options_and_the_output_is_shown(
+    builder: Path, folder: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    engine = tmp_path / "out" / "engine"
+    engine.mkdir(parents=True)
+    (engine / "rank7.engine").write_text("of an older checkpoint")
+    config = {"gemm_plugin": "auto", "max_batch_size": "16", "workers": None}
+    assert build_engine(builder, folder, engine, config) == engine
+    arguments = json.loads((engine / "arguments.json").read_text())
+    given = {name: value for name, value in arguments.items() if value is not None}
+    assert given == {
+        "checkpoint_dir": str(folder),
+        "output_dir": str(engine),
+        "gemm_plugin": "auto",
+        "max_batch_size": "16",
+    }
+    assert sorted(path.name for path in engine.glob("*.engine")) == ["rank0.engine", "rank1.engine"]
+    out, errors = capfd.readouterr()
+    assert out == "", "standard output belongs to the caller"
+    assert "this is a stand-in" in errors
+    assert f"reading {folder}" in errors
+
+
+def test_a_builder_that_fails_leaves_no_engine(
+    builder: Path, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("STAND_IN_ENDS", "7")
+    with pytest.raises(RuntimeError) as caught:
+        build_engine(builder, folder, tmp_path / "engine", {})
+    assert str(caught.value) == "trtllm-build failed with code 7"
+    assert isinstance(caught.value, ModelExpressError)
+    assert not (tmp_path / "engine").exists()
+
+
+def test_a_slow_builder_that_is_killed_is_a_failure(
+    builder: Path, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("STAND_IN_ENDS", "slow")
+    engine, errors = tmp_path / "engine", []
+
+    def build() -> None:
+        try:
+            build_engine(builder, folder, engine, {})
+        except RuntimeError as error:
+            errors.append(str(error))
+
+    thread = threading.Thread(target=build)
+    thread.start()
+    kill(engine)
+    thread.join(20)
+    assert errors == ["trtllm-build failed with code -9"]
+    assert not engine.exists()
+
+
+def kill(engine: Path) -> None:
+    """Kill the stand-in that says its process id in the first engine file."""
+
+    def process() -> int:
+        file = engine / "rank0.engine"
+        return int(file.read_text() or "0") if file.exists() else 0
+
+    os.kill(wait_until(process), signal.SIGKILL)
+
+
+def test_a_builder_that_is_missing_is_said_with_the_remedy(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    with pytest.raises(FileNotFoundError, match="install TensorRT-LLM") as caught:
+        find_builder()
+    assert isinstance(caught.value, BuilderMissing)
+
+
+def test_a_builder_that_cannot_be_started(folder: Path, tmp_path: Path) -> None:
+    with pytest.raises(RuntimeError, match="cannot be started"):
+        build_engine(tmp_path, folder, tmp_path / "engine", {})
+    assert not (tmp_path / "engine").exists()

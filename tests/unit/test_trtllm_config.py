@@ -1,0 +1,86 @@
+"""The configuration of a TensorRT-LLM checkpoint, and what its identity is made of."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from modelexpress.engines.trtllm.config import CheckpointConfig, rank_paths, read_config
+from modelexpress.engines.trtllm.identity import checkpoint_identity, header_name, is_header_name, world_size_of
+from modelexpress.engines.trtllm.rank_memory import RankFile
+from modelexpress.errors import CheckpointError
+from modelexpress.identity import BackendFramework, SourceIdentity
+from modelexpress.transfer.manifest import Manifest
+from tests.support.trtllm_checkpoints import config_of, plain_rank, write_checkpoint
+
+CHUNK = 64 << 10
+
+
+def parsed(fields: Any) -> CheckpointConfig:
+    return CheckpointConfig.parse(json.dumps(fields).encode(), Path("config.json"))
+
+
+def manifests(folder: Path) -> list[Manifest]:
+    config = read_config(folder)
+    files = [RankFile.open(path) for path in rank_paths(folder, config.world_size)]
+    return [file.read({"a.json": file.header}, CHUNK, lambda _: None).manifest for file in files]
+
+
+def test_what_the_mapping_says() -> None:
+    config = parsed(config_of(2, 3, quantization={"quant_algo": "FP8"}))
+    assert (config.world_size, config.tensor_parallel_size, config.pipeline_parallel_size) == (6, 2, 3)
+    assert (config.dtype, config.quantization) == ("bfloat16", "FP8")
+
+
+def test_one_rank_where_nothing_is_said_and_a_product_where_only_the_parts_are() -> None:
+    assert parsed({}).world_size == 1
+    assert parsed({"mapping": {"tp_size": 2, "pp_size": 2, "cp_size": 2}}).world_size == 8
+
+
+@pytest.mark.parametrize("value", [0, -1, "2", True, 2.0, 10**9, None])
+def test_a_size_that_is_none_is_refused(value: object) -> None:
+    with pytest.raises(CheckpointError, match="world_size"):
+        parsed({"mapping": {"world_size": value}})
+
+
+@pytest.mark.parametrize("fields", [[], "x", {"mapping": [1]}, {"quantization": "fp8"}])
+def test_what_is_no_object_is_refused(fields: object) -> None:
+    with pytest.raises(CheckpointError, match="no object"):
+        parsed(fields)
+
+
+def test_missing_files_are_named(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match=r"Config not found: .*config\.json") as caught:
+        read_config(tmp_path)
+    assert isinstance(caught.value, CheckpointError)
+    folder = write_checkpoint(tmp_path / "checkpoint", config_of(2), plain_rank)
+    (folder / "rank1.safetensors").unlink()
+    with pytest.raises(FileNotFoundError, match=r"Weights not found: .*rank1\.safetensors"):
+        rank_paths(folder, 2)
+
+
+def test_the_identity_tells_the_number_of_ranks_and_the_content(tmp_path: Path) -> None:
+    one = write_checkpoint(tmp_path / "one", config_of(2), plain_rank)
+    same = write_checkpoint(tmp_path / "same", config_of(2), plain_rank)
+    other = write_checkpoint(tmp_path / "other", config_of(2), lambda rank: plain_rank(rank + 1))
+    first, second, third = (
+        checkpoint_identity("llama", read_config(folder), manifests(folder), "r1") for folder in (one, same, other)
+    )
+    assert first == second
+    assert first.source_id != third.source_id, "shapes, dtypes and names are the same, values are not"
+    assert world_size_of(first) == 2
+    assert (first.backend_framework, first.dtype, first.revision) == (BackendFramework.TRT_LLM, "bfloat16", "r1")
+
+
+def test_other_material_is_no_checkpoint() -> None:
+    assert world_size_of(SourceIdentity(model_name="llama")) is None
+    live = {"trtllm_weight_layout": "post_transform", "trtllm_world_size": "2"}
+    assert world_size_of(SourceIdentity(backend_framework=BackendFramework.TRT_LLM, extra_parameters=live)) is None
+    odd = {"trtllm_weight_layout": "checkpoint", "trtllm_world_size": "²"}
+    assert world_size_of(SourceIdentity(backend_framework=BackendFramework.TRT_LLM, extra_parameters=odd)) is None
+
+
+def test_names_of_headers() -> None:
+    assert is_header_name(header_name(12))
+    assert not is_header_name("config.json")

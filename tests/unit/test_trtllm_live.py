@@ -1,0 +1,314 @@
+"""Live weights of TensorRT-LLM: roles, names, flags, and what must never hurt the engine."""
+
+import contextlib
+import logging
+import sys
+import types
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+import modelexpress as mx
+from modelexpress import trtllm_live_transfer as live
+from modelexpress.engines.trtllm import live_publish
+from modelexpress.engines.trtllm.naming import live_identity, model_name_of
+from modelexpress.engines.trtllm.native import native, without_unknown
+from modelexpress.engines.trtllm.place import Place, place_of
+from modelexpress.engines.trtllm.presharded import mark_presharded
+from modelexpress.engines.trtllm.rank_log import rank_log
+from modelexpress.engines.trtllm.roles import Role, offers_weights, role_of
+from modelexpress.errors import ConfigurationError, NoSourceFound
+from modelexpress.settings import Settings
+from tests.support import trtllm_engine_double as engine
+
+NOWHERE = "127.0.0.1:1"
+
+
+@pytest.fixture(autouse=True)
+def environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every test begins with no variable of the engine's set, and waits for no source."""
+    for name in ("MODEL_EXPRESS_URL", "MX_SERVER_ADDRESS", "MODEL_EXPRESS_SOURCE", "MODEL_EXPRESS_TARGET"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("MODEL_NAME", "org/unit")
+    monkeypatch.setenv("MX_SOURCE_QUERY_TIMEOUT", "0")
+    # One is made per process: it would be that of all tests.
+    monkeypatch.setattr(live_publish, "process_worker", lambda *_: object())
+
+
+@pytest.fixture
+def installed() -> Iterator[None]:
+    """The engine's double is where the engine would be."""
+    engine.install()
+    yield
+    engine.uninstall()
+
+
+@pytest.mark.parametrize(
+    ("variables", "role", "offers"),
+    [
+        ({}, Role.FOUND_OUT, False),
+        ({"MODEL_EXPRESS_URL": "http://r:1"}, Role.FOUND_OUT, True),
+        ({"MX_SERVER_ADDRESS": "r:1"}, Role.FOUND_OUT, True),
+        ({"MODEL_EXPRESS_URL": "r:1", "MODEL_EXPRESS_TARGET": "1"}, Role.TARGET, False),
+        ({"MODEL_EXPRESS_URL": "r:1", "MODEL_EXPRESS_TARGET": "0"}, Role.FOUND_OUT, True),
+        ({"MODEL_EXPRESS_URL": "r:1", "MODEL_EXPRESS_TARGET": "true"}, Role.FOUND_OUT, True),
+        ({"MODEL_EXPRESS_SOURCE": "1"}, Role.SOURCE, True),
+        ({"MODEL_EXPRESS_SOURCE": "false"}, Role.FOUND_OUT, False),
+        ({"MODEL_EXPRESS_SOURCE": "1", "MODEL_EXPRESS_TARGET": "1"}, Role.TARGET, False),
+    ],
+)
+def test_a_flag_counts_only_when_it_is_1(variables: dict[str, str], role: Role, offers: bool) -> None:
+    settings = Settings.read(variables)
+    assert role_of(settings) is role
+    assert offers_weights(settings) is offers
+
+
+@pytest.mark.parametrize(
+    ("given", "name"),
+    [
+        ("meta-llama/Llama-3.1-8B", "meta-llama/Llama-3.1-8B"),
+        ("llama", "llama"),
+        ("/cache/models--meta-llama--Llama-3.1-8B/snapshots/0e9e39/", "meta-llama/Llama-3.1-8B"),
+        ("/models/my-llama/", "my-llama"),
+        ("./local", "local"),
+        ("a/b/c", "c"),
+    ],
+)
+def test_folders_become_names(given: str, name: str) -> None:
+    assert model_name_of(given) == name
+
+
+def test_the_place_is_the_mappings_else_the_models_else_the_process_groups(monkeypatch: pytest.MonkeyPatch) -> None:
+    mapping = engine.Mapping(rank=3, tp_size=4, moe_ep_size=-1)
+    told = Place(rank=3, local_rank=3, tensor_parallel_size=4)
+    assert place_of(mapping) == place_of(None, engine.Model(mapping)) == told
+    assert place_of() == Place()
+    world = types.SimpleNamespace(COMM_WORLD=types.SimpleNamespace(Get_rank=lambda: 5, Get_size=lambda: 8))
+    monkeypatch.setitem(sys.modules, "mpi4py.MPI", world)
+    assert place_of() == Place(rank=5, local_rank=5, tensor_parallel_size=8)
+
+
+def test_the_engine_may_add_to_the_identity(monkeypatch: pytest.MonkeyPatch) -> None:
+    original = live._build_trtllm_identity
+
+    def wrapped(*args: Any, **kwargs: Any) -> mx.SourceIdentity:
+        identity = original(*args, **kwargs)
+        identity.extra_parameters["layout"] = "post_transform"  # type: ignore[index]  # the engine does so
+        return identity
+
+    before = live._build(model_name="m").source_id
+    monkeypatch.setattr(live, "_build_trtllm_identity", wrapped)
+    assert live._build(model_name="m").source_id != before
+
+
+def test_sizes_and_revision_are_part_of_the_identity(monkeypatch: pytest.MonkeyPatch) -> None:
+    ids = {live_identity("m", tp_size=size).source_id for size in (1, 2, 4)}
+    monkeypatch.setenv("MX_MODEL_REVISION", "r2")
+    ids.add(live_identity("m", tp_size=1).source_id)
+    assert len(ids) == 4
+
+
+def test_layers_cut_nothing_while_the_flag_is_set() -> None:
+    mapping = engine.Mapping(rank=1, tp_size=2)
+    model = engine.Model(mapping)
+    layer: Any = model.layers[0].get_submodule("attn")
+    full = torch.randn(8 * engine.WIDTH, engine.WIDTH)
+    shard = full.chunk(2)[1]
+    mark_presharded(model, True)
+    layer.load("weight", shard)
+    assert torch.equal(layer.weight, shard)
+    mark_presharded(model, False)
+    layer.load("weight", full)
+    assert torch.equal(layer.weight, shard)
+
+
+def test_a_registry_that_is_not_there_is_a_runtime_error_to_the_engine() -> None:
+    client = live.MxClient(server_url=f"http://{NOWHERE}")
+    with pytest.raises(RuntimeError, match=NOWHERE):
+        client.list_sources(identity=live_identity("m"))
+    client.close()
+
+
+@pytest.mark.usefixtures("installed")
+@pytest.mark.parametrize("told", ["0", "1"])
+def test_without_a_source_whole_weights_are_read_and_cut(
+    told: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The engine marks layers before it asks; what a checkpoint gives it is whole all the same."""
+    monkeypatch.setenv("MX_SERVER_ADDRESS", NOWHERE)
+    monkeypatch.setenv("MODEL_EXPRESS_SOURCE", told)
+    folder = engine.checkpoint(tmp_path)
+    mapping = engine.Mapping(rank=1, tp_size=2)
+    model, native_model = engine.Model(mapping), engine.Model(mapping, seed=5)
+    monkeypatch.setenv("MX_P2P_METADATA", "0")
+    engine.load_presharded(model, live.MxLiveCheckpointLoader(), str(folder), mapping)
+    native_model.load_weights(engine.HfWeightLoader().load_weights(str(folder), mapping))
+    native_model.post_load_weights()
+    assert engine.output_of(model) == engine.output_of(native_model)
+
+
+@pytest.mark.usefixtures("installed")
+def test_a_target_that_is_told_to_be_one_does_not_load_natively(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MODEL_EXPRESS_TARGET", "1")
+    reads = engine.HfWeightLoader.reads
+    with pytest.raises(mx.ModelExpressError, match=NOWHERE):
+        live.MxLiveCheckpointLoader(NOWHERE).load_weights("folder", model=engine.Model(engine.Mapping()))
+    with pytest.raises(ConfigurationError, match="no model to fill"):
+        live.MxLiveCheckpointLoader(NOWHERE).load_weights("folder")
+    assert engine.HfWeightLoader.reads == reads
+
+
+def test_a_source_that_is_told_to_be_one_takes_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MODEL_EXPRESS_SOURCE", "1")
+    with pytest.raises(NoSourceFound, match="MODEL_EXPRESS_SOURCE"):
+        live.MxLiveWeightLoader(NOWHERE).load_weights("folder", model=engine.Model(engine.Mapping()))
+
+
+@pytest.mark.usefixtures("installed")
+def test_model_reaches_no_loader_that_does_not_know_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MX_P2P_METADATA", "0")
+    folder, model = engine.checkpoint(tmp_path), engine.Model(engine.Mapping())
+    given = live.MxLiveCheckpointLoader(NOWHERE).load_weights(str(folder), mapping=None, model=model, use_x=True)
+    assert len(given) == 3 * engine.LAYERS
+
+    def knows(checkpoint_dir: str, model: object) -> None: ...
+
+    def hands_on(checkpoint_dir: str, **kwargs: object) -> None: ...
+
+    assert without_unknown(knows, {"model": 1, "x": 2}) == {"model": 1}
+    assert without_unknown(hands_on, {"model": 1, "x": 2}) == {"x": 2}
+
+
+def test_an_engine_that_is_not_installed_is_told_apart_from_one_that_is_broken(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with pytest.raises(ConfigurationError, match="tensorrt_llm is not installed"):
+        native("hf.weight_loader", "HfWeightLoader")
+    broken = tmp_path / "tensorrt_llm"
+    broken.mkdir()
+    (broken / "__init__.py").write_text("import a_library_of_its_own")
+    monkeypatch.syspath_prepend(tmp_path)
+    with pytest.raises(ModuleNotFoundError, match="a_library_of_its_own"):
+        native("hf.weight_loader", "HfWeightLoader")
+
+
+def test_a_missing_package_is_told_apart_from_a_failure(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setenv("MODEL_EXPRESS_URL", NOWHERE)
+
+    def missing(*_: object, **__: object) -> None:
+        raise ModuleNotFoundError("No module named 'nixl'", name="nixl")
+
+    def failing(*_: object, **__: object) -> None:
+        raise OSError("no memory left for this")
+
+    monkeypatch.setattr(live_publish, "offer_unprocessed", missing)
+    live.publish_model_params(engine.Model(engine.Mapping()))
+    assert "the package 'nixl' is not installed" in caplog.text
+    assert "defect" not in caplog.text
+    monkeypatch.setattr(live_publish, "offer_unprocessed", failing)
+    live.publish_model_params(engine.Model(engine.Mapping()))
+    assert "no memory left for this" in caplog.text
+
+
+@pytest.mark.parametrize("early", [True, False])
+def test_a_failed_publication_is_never_made_up_for_after_the_transforms(
+    early: bool, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setenv("MODEL_EXPRESS_URL", NOWHERE)
+    offered: list[object] = []
+
+    def fail_once(model: nn.Module, *_: object, **__: object) -> Any:
+        offered.append(model)
+        raise ConfigurationError("the worker is closed")
+
+    monkeypatch.setattr(live_publish, "offer_unprocessed", fail_once)
+    model = engine.Model(engine.Mapping())
+    if early:
+        live.publish_model_params(model)
+    model.post_load_weights()
+    live.publish_from_worker(_worker(model))
+    if early:
+        live.publish_model_params(model)
+    assert len(offered) == early
+    assert "the post-load step is over" in caplog.text
+
+
+def test_a_model_without_a_post_load_step_may_be_offered_by_its_worker(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setenv("MODEL_EXPRESS_URL", NOWHERE)
+    offered: list[object] = []
+
+    def note(model: object, *_: object, **__: object) -> None:
+        offered.append(model)
+        raise ConfigurationError("this test offers nothing")
+
+    monkeypatch.setattr(live_publish, "offer_unprocessed", note)
+    model = nn.Linear(2, 2)
+    live.publish_from_worker(_worker(model))
+    live.publish_from_worker(_worker(None))
+    assert offered == [model]
+    assert "no model of torch" in caplog.text
+
+
+def test_a_model_without_a_name_is_not_offered(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setenv("MODEL_EXPRESS_URL", NOWHERE)
+    monkeypatch.delenv("MODEL_NAME")
+    live.publish_model_params(nn.Linear(2, 2))
+    assert "set MODEL_NAME" in caplog.text
+
+
+@pytest.mark.parametrize("what", [None, "a model", object()])
+def test_publishing_what_is_no_model_raises_nothing(what: object) -> None:
+    live.publish_model_params(what)
+    live.publish_from_worker(what)
+    assert live.after_post_load(nn.Linear(1, 1)) == ()
+
+
+def test_each_rank_writes_a_file_which_the_next_run_writes_anew(tmp_path: Path) -> None:
+    own = logging.getLogger("modelexpress")
+    before = (list(own.handlers), own.level)
+    (tmp_path / "rank7.log").write_text("of another run\n")
+    settings = Settings(transfer_log_dir=str(tmp_path))
+    with contextlib.suppress(ValueError), rank_log(7, settings):
+        own.info("first")
+        raise ValueError
+    with rank_log(7, settings):
+        own.info("second")
+    own.info("between")
+    text = (tmp_path / "rank7.log").read_text()
+    assert [line.rsplit(" ", 1)[-1] for line in text.splitlines()] == ["first", "second"]
+    assert (own.handlers, own.level) == before
+
+
+def test_a_folder_that_cannot_be_written_is_warned_of(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    (tmp_path / "file").touch()
+    with rank_log(0, Settings(transfer_log_dir=str(tmp_path / "file" / "logs"))):
+        pass
+    assert "MX_TRANSFER_LOG_DIR" in caplog.text
+
+
+@pytest.mark.usefixtures("installed")
+def test_the_checkpoint_loader_has_what_the_engine_asks_of_one() -> None:
+    loader = live.MxLiveCheckpointLoader("r:1")
+    assert loader.checkpoint_format == "mx-p2p"
+    assert isinstance(loader.get_default_weight_loader(), live.MxLiveWeightLoader | type(loader.weight_loader))
+    assert loader.load_config("folder", extra=1) == {"folder": "folder", "extra": 1}
+    model = engine.Model(engine.Mapping())
+    mapper = loader.get_initialized_weight_mapper(model, model.model_config)
+    assert (loader.weight_mapper, mapper.model) == (mapper, model)
+    loader.cleanup()
+    assert (loader.weight_mapper, mapper.model) == (None, None)
+
+
+def _worker(model: object) -> Any:
+    space = types.SimpleNamespace
+    return space(engine=space(model_engine=space(model=model)))
