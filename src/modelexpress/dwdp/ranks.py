@@ -3,16 +3,16 @@
 import pickle
 import uuid
 from abc import ABC, abstractmethod
-from collections import Counter
 from collections.abc import Sequence
 from datetime import timedelta
-from typing import Any, ClassVar, Protocol, TypeVar, cast, runtime_checkable
+from typing import Any, Protocol, TypeVar, cast, runtime_checkable
 
 import torch
 import torch.distributed as dist
 from torch.distributed.distributed_c10d import PrefixStore, _get_default_store
 
 from modelexpress.dwdp.config import DwdpConfig
+from modelexpress.dwdp.meeting import meet
 from modelexpress.errors import DwdpError, RankLost
 
 T = TypeVar("T")
@@ -59,15 +59,11 @@ class TorchRanks(Ranks):
         RankLost: The others did not come.
     """
 
-    _made: ClassVar[Counter[tuple[int, ...]]] = Counter()
-
     def __init__(self, members: Sequence[int], deadline: float) -> None:
         self.rank, self.size = list(members).index(dist.get_rank()), len(members)
-        # A name of its own for each group: under that of one that is gone, its addresses are still in the store.
-        # `new_group` would name the second group of the same ranks like the first.
-        made = self._made[tuple(members)] = self._made[tuple(members)] + 1
-        name = f"modelexpress-dwdp/{'-'.join(map(str, members))}/{made}"
-        store = PrefixStore(name, _get_default_store())
+        # `new_group` would give the second group of the same ranks the first one's name.
+        store = _get_default_store()
+        store = PrefixStore(meet(store, members, self.rank, deadline), store)
         try:
             # torch's annotations do not know its methods
             self._group: Any = dist.ProcessGroupGloo(store, self.rank, self.size, timedelta(seconds=deadline))

