@@ -266,8 +266,8 @@ def _host(task: Task, shared: Sharing) -> float:
 
 def _refused(shared: Sharing) -> bool:
     """Return whether the driver refused to take several copies in one call: they went one by one then."""
-    prefetcher = shared.manager._prefetcher
-    return prefetcher is not None and any(getattr(lane, "_refused", False) for lane in prefetcher._lanes)
+    running = shared.manager._running
+    return running is not None and any(getattr(lane, "_refused", False) for lane in running.prefetcher._lanes)
 
 
 def _free(device: torch.device) -> int:

@@ -16,7 +16,7 @@ _read_by_tokenizers = (_.pre_tokenizer, _.decoder)
 _read_by_nixl = (_.useProgThread, _.pthrDelay, _.syncMode)
 _part_of_the_public_api = (_.publications, _.wait_offered, _.waste, _.load_from_peer, _.draw)
 _called_by_engines = (
-    *(_.end_expert_id, _.add_layer, _.publish_model, _.checkpoint_format, _.is_weights_preloaded),
+    *(_.end_expert_id, _.add_layer, _.wait_and_bind, _.publish_model, _.checkpoint_format, _.is_weights_preloaded),
     *(_.get_default_weight_loader, _.get_initialized_weight_mapper),
 )
 _used_by_tests_alone = (_.kind_named,)

@@ -19,6 +19,9 @@ Seconds = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 Port = Annotated[int, Field(ge=0, le=65535)]
 
 
+_LEAST_ANSWER = 0.5
+
+
 def _is_one(value: object) -> object:
     """Count a flag only when it is `1`: engines' scripts set `0`, `false` and the empty string, and mean no."""
     return value == "1" if isinstance(value, str) else value
@@ -250,6 +253,11 @@ class Settings(BaseModel):
         validation_alias="TRTLLM_MAX_SEQ_LEN",
         description="Tokens of a prompt and its answer together, for this engine.",
     )
+
+    @property
+    def answer_timeout(self) -> float:
+        """Seconds that the registry has for one answer, also where nobody waits for a source."""
+        return max(self.source_query_timeout, _LEAST_ANSWER)
 
     @classmethod
     def read(cls, environ: Mapping[str, str] | None = None) -> "Settings":

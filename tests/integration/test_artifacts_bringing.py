@@ -46,7 +46,7 @@ def test_what_peers_have_is_brought_and_the_rest_is_said(
     assert plain.report is not None
     assert plain.report.outcome is Outcome.INSTALLED
     assert read_cache(Path(environ["TEST_CACHE"])) == cache_files(4, 1024)
-    assert "other: nothing to bring" in caplog.text
+    assert "no peer has these caches yet: other (" in caplog.text
     assert "plain: 5 of 5 files" in caplog.text
 
 

@@ -8,7 +8,7 @@ from tests.support.dwdp_nursery import Nursery
 
 NAMES = [
     *("in two modules", "without forward", "reached", "around"),
-    *("in the layer", "skipping", "convolved", "twice", "again"),
+    *("in the layer", "skipping", "convolved", "twice", "again", "same name"),
 ]
 
 

@@ -28,7 +28,10 @@ def test_without_one_of_the_waits_results_are_wrong(
         assert not all(right)
 
 
-def test_a_forward_that_breaks_off_leaves_the_next_one_right(nursery: Nursery, tmp_path: Path) -> None:
+@pytest.mark.parametrize(("ranks", "config"), [(2, (2, 3, 3)), (3, (3, 2, 2))])
+def test_a_forward_that_breaks_off_leaves_the_next_one_right(
+    nursery: Nursery, tmp_path: Path, ranks: int, config: tuple[int, int, int]
+) -> None:
     breaks = [(layer, when) for layer in (0, 1, 2, 4) for when in ("before", "after")]
-    for right in nursery.run(tmp_path, "dwdp_order:run", 2, config=(2, 3, 3), missing="NOTHING", breaks=breaks):
+    for right in nursery.run(tmp_path, "dwdp_order:run", ranks, config=config, missing="NOTHING", breaks=breaks):
         assert all(right)

@@ -61,7 +61,7 @@ def test_layers_that_are_named_wrongly(nursery: Nursery, tmp_path: Path) -> None
             "no layer was added: call add_layer for each layer with experts, before setup",
             "layer 1 was added twice",
             "layer 2 was added after set-up: add all layers first",
-            "Toy has no layer 3: pass its module to add_layer",
+            "Toy has no layer 3 with experts: pass its module to add_layer",
         ]
         assert told[6].startswith("layer 0 has 3 layers with a gate and stacked experts, not one")
         assert told[7] == ""

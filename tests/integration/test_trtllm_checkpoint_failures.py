@@ -5,12 +5,14 @@ import resource
 import signal
 import subprocess
 from collections.abc import Mapping
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
 
 import modelexpress as mx
-from modelexpress.engines.trtllm import MxTrtllmTargetLoader
+from modelexpress.client import Client
+from modelexpress.engines.trtllm import MxTrtllmSourcePublisher, MxTrtllmTargetLoader
 from modelexpress.engines.trtllm.identity import header_name
 from modelexpress.engines.trtllm.partial_folder import PARTIAL_NAME
 from modelexpress.errors import CheckpointError
@@ -18,6 +20,7 @@ from modelexpress.identity import BackendFramework, SourceIdentity
 from tests.support.children import Child
 from tests.support.commands import run, start
 from tests.support.materials import make_material, new_identity
+from tests.support.trtllm_build_processes import await_processes, ended
 from tests.support.trtllm_build_stand_in import install
 from tests.support.trtllm_checkpoints import big_rank, config_of, plain_rank, write_checkpoint
 from tests.support.trtllm_source import TrtllmSource
@@ -256,6 +259,62 @@ def test_a_source_whose_files_and_tensors_differ_is_refused(
     assert not (tmp_path / "out" / "checkpoint").exists()
 
 
+def test_a_lying_source_beside_a_good_one_ends_no_load(registry: str, name: str, tmp_path: Path) -> None:
+    # Which source a rank asks first is up to chance: of eight ranks some ask the one that lies.
+    folder = write_checkpoint(tmp_path / "source", config_of(8), plain_rank)
+    header = b'{"tensor.1": {"dtype": "F32", "shape": [16], "data_offsets": [0, 64]}}'
+    with MxTrtllmSourcePublisher(folder, name, registry, settings=SETTINGS) as good, ExitStack() as stack:
+        assert good.wait_ready(10)
+        with Client(registry) as client:
+            ref = client.list_sources(model_name=name)[0]
+            found = client.get(ref.source_id, ref.worker_id)
+        assert found is not None
+        for rank in range(8):
+            lies = {"config.json": b"{}", header_name(rank): header}
+            worker = stack.enter_context(mx.Worker(registry, settings=SETTINGS))
+            assert worker.publish(make_material(1, identity=found[1], rank=rank, files=lies)).wait_ready(10)
+        loader = MxTrtllmTargetLoader(name, registry, tmp_path / "out", wait=10, settings=SETTINGS)
+        loader.load(skip_build=True)
+    assert contents(tmp_path / "out" / "checkpoint") == contents(folder)
+
+
+def test_a_checkpoint_that_cannot_be_put_there_is_found_out_before_anything_travels(
+    registry: str, name: str, folder: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "out"
+    out.mkdir()
+    (out / "checkpoint").write_text("a file")
+    moved: list[int] = []
+
+    def note(done: int, total: int) -> None:
+        moved.append(done)
+
+    loader = MxTrtllmTargetLoader(name, registry, out, wait=10, progress=note, settings=SETTINGS)
+    with TrtllmSource(registry, folder, name, FAST), pytest.raises(CheckpointError, match="is a file; name a folder"):
+        loader.load(skip_build=True)
+    assert not moved
+    assert [path.name for path in out.iterdir()] == ["checkpoint"]
+
+
+def test_what_was_received_outlives_a_place_that_is_taken_meanwhile(
+    registry: str, name: str, folder: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "out"
+
+    def take(done: int, total: int) -> None:
+        (out / "checkpoint").touch()
+
+    with TrtllmSource(registry, folder, name, FAST):
+        loader = MxTrtllmTargetLoader(name, registry, out, wait=10, progress=take, settings=SETTINGS)
+        with pytest.raises(CheckpointError, match="is a file; name a folder"):
+            loader.load(skip_build=True)
+        (out / "checkpoint").unlink()
+        again = MxTrtllmTargetLoader(name, registry, out, wait=10, settings=SETTINGS)
+        again.load(skip_build=True)
+    assert again.get_transfer_stats()["total_bytes"] == 0
+    assert contents(out / "checkpoint") == contents(folder)
+
+
 def test_the_command_takes_everything_from_the_environment(
     registry: str, name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -295,24 +354,16 @@ def test_a_command_that_is_stopped_stops_its_builder(
     monkeypatch.setenv("PATH", f"{install(tmp_path / 'bin')}:/usr/bin:/bin")
     monkeypatch.setenv("STAND_IN_ENDS", "slow")
     engine = tmp_path / "out" / "engine"
-
-    def builder() -> int:
-        file = engine / "rank0.engine"
-        return int(file.read_text() or "0") if file.exists() else 0
-
-    def gone(process: int) -> bool:
-        return not Path(f"/proc/{process}").exists()
-
     with (
         TrtllmSource(registry, folder, name, FAST),
         start("trtllm", "load", "--name", name, "--out", tmp_path / "out", "--registry", registry) as loading,
     ):
-        process = wait_until(builder)
+        processes = await_processes(engine)
         loading.send_signal(signal.SIGTERM)
         _, errors = loading.communicate(timeout=30)
         assert loading.returncode == 128 + signal.SIGTERM, errors
-        wait_until(lambda: gone(process))
-    assert not engine.exists()
+        wait_until(lambda: all(ended(process) for process in processes))
+    assert [path.name for path in (tmp_path / "out").iterdir()] == ["checkpoint"]
     assert (tmp_path / "out" / "checkpoint" / "rank1.safetensors").exists()
 
 

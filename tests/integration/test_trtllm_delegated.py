@@ -4,6 +4,7 @@ import re
 from collections.abc import Iterator
 from contextlib import ExitStack
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ import modelexpress as mx
 from modelexpress.engines.trtllm import delegated
 from modelexpress.engines.trtllm.delegated_identity import delegated_identity
 from modelexpress.engines.trtllm.presharded import RUNTIME_ALIASES
+from modelexpress.weights.load import load
 from modelexpress.weights.rank_tensors import rank_tensors
 from tests.support import trtllm_engine_double as engine
 from tests.support.trtllm_rank import RankProcess
@@ -45,7 +47,7 @@ def test_a_replica_takes_transformed_weights_and_becomes_a_source(registry: str,
     for number in range(2):
         text = (tmp_path / "logs" / f"rank{number}.log").read_text()
         found = re.findall(r"\[Worker\s+(\d+)\].*?RDMA transfer complete:\s+(\d+)\s+tensors,\s+([0-9.]+)\s+GB", text)
-        assert [(worker, count) for worker, count, _ in found] == [(str(number), str(4 * engine.LAYERS))]
+        assert [(worker, count) for worker, count, _ in found] == [(str(number), str(5 * engine.LAYERS))]
 
 
 @pytest.fixture
@@ -138,6 +140,36 @@ def test_weights_that_arrive_changed_are_overwritten_natively(
 
     folder = str(engine.checkpoint(tmp_path, seed=5))
     engine.load_delegated(model, loading, folder, IDENTITY, prepare_post_transform_receiver=prepare)
+    assert not loading.preloaded
+    assert engine.output_of(model) == engine.output_of(_transformed(5))
+
+
+def test_a_source_that_dies_in_the_middle_leaves_nothing_behind(
+    registry: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What no checkpoint holds is as it was before: the post-load step, which runs after all, would be its second."""
+    monkeypatch.setenv("MX_SOURCE_QUERY_TIMEOUT", "20")
+    monkeypatch.setattr(delegated, "process_worker", lambda *_: None)
+    engine.install()
+    slow = {"MX_TRANSPORT": "tcp", "MX_CHUNK_BYTES": str(1 << 20), "MX_UPLINK_LIMIT": str(4 << 20)}
+    there = engine.checkpoint(tmp_path / "there")
+    model: Any = engine.Model(engine.Mapping())
+    overwritten: list[float] = []
+    with RankProcess("delegated", registry, "d/dies", there, 0, 1, "cpu", **slow) as peer:
+        peer.loaded()
+
+        def kill(done: int, total: int) -> None:
+            if not overwritten and model.layers[0].attn.alpha != 1:
+                assert done < total
+                overwritten.append(float(model.layers[0].attn.alpha))
+                peer.kill()
+
+        monkeypatch.setattr(delegated, "load", partial(load, progress=kill))
+        loading = engine.DelegatingMxCheckpointLoader(registry)
+        folder = str(engine.checkpoint(tmp_path / "here", seed=5))
+        engine.load_delegated(model, loading, folder, engine.SourceIdentity("/models/d/dies"))
+    engine.uninstall()
+    assert overwritten == [1.5]
     assert not loading.preloaded
     assert engine.output_of(model) == engine.output_of(_transformed(5))
 

@@ -27,9 +27,9 @@ def test_ranks_take_their_shards_from_the_first_replica_which_none_was_there_for
     with ExitStack() as stack:
         first = [stack.enter_context(RankProcess(way, registry, name, whole, rank, 2)) for rank in range(2)]
         given = [rank.loaded() for rank in first]
+        options = {"MX_TRANSFER_LOG_DIR": logs, "MX_SOURCE_QUERY_TIMEOUT": "20"}
         second = [
-            stack.enter_context(RankProcess(way, registry, name, other, rank, 2, MX_TRANSFER_LOG_DIR=logs))
-            for rank in range(2)
+            stack.enter_context(RankProcess(way, registry, name, other, rank, 2, "cpu", **options)) for rank in range(2)
         ]
         taken = [rank.loaded() for rank in second]
         first[0].tell("worker")
@@ -54,8 +54,8 @@ def test_another_tensor_parallel_size_is_refused_with_the_remedy(registry: str, 
         with RankProcess("live", registry, "live/sizes", whole, 0, 4, MX_TRANSFER_LOG_DIR=str(logs)) as target:
             assert target.loaded()["preloaded"] is False
     text = (logs / "rank0.log").read_text()
-    assert "tensor parallel size 2, and this replica with 4" in text
-    assert "Start this replica with 2" in text
+    assert "tensor parallel size 2, and this replica with tensor parallel size 4" in text
+    assert "Start this replica with tensor parallel size 2" in text
 
 
 def test_a_target_outlives_a_source_that_is_killed(registry: str, tmp_path: Path) -> None:
@@ -131,5 +131,5 @@ def _check_evidence(folder: Path, size: int) -> None:
         ((matched, wanted),) = re.findall(r"Matched\s+(\d+)/(\d+)\s+params", text)
         ((number, moved),) = re.findall(r"Rank\s+(\d+):\s+transferred\s+(\d+)\s+params", text)
         assert int(number) == rank
-        assert matched == wanted == moved == str(3 * engine.LAYERS)
+        assert matched == wanted == moved == str(4 * engine.LAYERS)
         assert not re.search("falling back to disk|partial fallback|size mismatch|still missing", text, re.IGNORECASE)

@@ -7,6 +7,7 @@ from torch import nn
 import modelexpress as mx
 from modelexpress.errors import ConfigurationError
 from modelexpress.peer import PublicationState
+from modelexpress.weights import unprocessed
 from modelexpress.weights.rank_tensors import rank_tensors
 from modelexpress.weights.unprocessed import offer_unprocessed
 
@@ -65,6 +66,27 @@ def test_a_source_whose_large_tensors_are_written_into_ends(registry: str, caplo
         with pytest.raises(mx.ModelExpressError, match="no ready source"):
             mx.load(rank_tensors(target), identity, settings=settings)
     assert "'fused'" in caplog.text
+
+
+@pytest.mark.parametrize(("replaced", "ends"), [("all of it", True), ("a twentieth", False)])
+def test_a_source_does_not_keep_scarce_memory_that_the_engine_has_replaced(
+    replaced: str, ends: bool, registry: str, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Host memory stands for a device's here; as host memory, it is kept (the first test of this file)."""
+    monkeypatch.setattr(unprocessed, "_SCARCE", "cpu")
+    source = Model(3.0)
+    source.more = nn.Parameter(torch.zeros((768 * 19, 768)), requires_grad=False)
+    settings = SETTINGS.model_copy(update={"registry": registry})
+    identity = mx.SourceIdentity(model_name=f"unprocessed/{replaced}")
+    with mx.Worker(settings=settings) as worker:
+        offered = offer_unprocessed(source, rank_tensors(source), identity, 0, worker=worker, settings=settings)
+        assert offered.after_processing() == ()
+        source.fused, source.part, source.scale = Model(6.0).parameters()
+        if replaced == "all of it":
+            source.more = nn.Parameter(source.more * 2, requires_grad=False)
+        assert offered.after_processing() == ()
+        assert (offered.publication.state is PublicationState.CLOSED) == ends
+    assert ("replaced 0.05 of the 0.05 GB" in caplog.text) == ends
 
 
 def test_a_worker_that_is_closed_is_said_to_be(registry: str) -> None:

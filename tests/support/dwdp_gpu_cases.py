@@ -16,7 +16,7 @@ import torch.distributed as dist
 from torch import nn
 
 from modelexpress.dwdp import DwdpConfig, enable
-from modelexpress.dwdp import manager as dwdp_manager
+from modelexpress.dwdp.machines import machine_of
 from modelexpress.errors import DeviceError, RankLost
 from tests.support import dwdp_gpu_models as models
 from tests.support.dwdp_gpu_machines import late_machine, pause_device
@@ -162,7 +162,7 @@ def elsewhere(device: torch.device, options: Mapping[str, Any]) -> Answer:
 
 def timed(device: torch.device, options: Mapping[str, Any]) -> Answer:
     """Tell how long the device was kept busy between two timed events."""
-    machine = dwdp_manager.machine_of(nn.Linear(1, 1, device=device))
+    machine = machine_of(nn.Linear(1, 1, device=device))
     first, second, stream = machine.event(timed=True), machine.event(timed=True), machine.compute()
     stream.record(first)
     if device.type == "cuda":

@@ -151,6 +151,18 @@ class Twice(nn.Module):
         return torch.tanh(self.inner(torch.tanh(self.inner(tokens))))
 
 
+class SameName(Block):
+    """A layer that has a parameter of the name of its experts' weight, for something else."""
+
+    def __init__(self) -> None:
+        super().__init__(HIDDEN, Shape(EXPERTS, INNER), Experts(EXPERTS, HIDDEN, INNER))
+        self.up = nn.Parameter(torch.rand(HIDDEN) + 0.5)
+
+    def forward(self, tokens: torch.Tensor) -> torch.Tensor:
+        """Scale tokens, and ask the experts."""
+        return super().forward(tokens * self.up)
+
+
 def _usual() -> nn.Module:
     return Block(HIDDEN, Shape(EXPERTS, INNER, 2), Experts(EXPERTS, HIDDEN, INNER))
 
@@ -171,6 +183,7 @@ MODELS: dict[str, Callable[[], nn.Module]] = {
     "convolved": lambda: nn.Sequential(Convolved(), _usual(), _usual(), _usual()),
     "twice": lambda: nn.Sequential(*(Twice() for _ in range(4))),
     "again": _again,
+    "same name": lambda: nn.Sequential(*(SameName() for _ in range(4))),
 }
 
 

@@ -22,6 +22,8 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 WIDTH, LAYERS = 256, 3
+_COMPUTED = ".alpha"
+"""How the names of parameters end that no checkpoint holds."""
 
 
 @dataclass(frozen=True)
@@ -39,13 +41,17 @@ class Mapping:
 
 
 class Linear(nn.Module):
-    """A layer whose rows are cut over ranks. Its post-load step makes a scale, and new weights."""
+    """A layer whose rows are cut over ranks. Its post-load step makes a scale, and new weights.
+
+    No checkpoint holds `alpha`: it is one until the post-load step changes it.
+    """
 
     def __init__(self, mapping: Mapping) -> None:
         super().__init__()
         self.tp_size, self.tp_rank = mapping.tp_size, mapping.rank
         self.weight = nn.Parameter(torch.empty(8 * WIDTH // mapping.tp_size, WIDTH), requires_grad=False)
         self.bias = nn.Parameter(torch.empty(8 * WIDTH // mapping.tp_size), requires_grad=False)
+        self.alpha = nn.Parameter(torch.empty(1), requires_grad=False)
         self.steps = 0
 
     def load(self, name: str, full: torch.Tensor) -> None:
@@ -61,10 +67,11 @@ class Linear(nn.Module):
         self.weight_scale = nn.Parameter(scale, requires_grad=False)
         self.weight = nn.Parameter((self.weight / scale).round() + 0.25, requires_grad=False)
         self.bias.mul_(0.5)  # in place, as the engine does with small tensors
+        self.alpha.mul_(1.5)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         scale: torch.Tensor | None = getattr(self, "weight_scale", None)
-        return nn.functional.linear(x, self.weight if scale is None else self.weight * scale, self.bias)
+        return nn.functional.linear(x, self.weight if scale is None else self.weight * scale, self.bias) * self.alpha
 
 
 class Layer(nn.Module):
@@ -93,9 +100,11 @@ class Model(nn.Module):
         self.register_buffer("rotary", torch.arange(WIDTH) / WIDTH, persistent=False)
         generator = torch.Generator().manual_seed(seed)
         with torch.no_grad():
-            for parameter in self.parameters():
+            for name, parameter in self.named_parameters():
                 parameter.requires_grad_(False)
                 parameter.copy_(torch.randn(parameter.shape, generator=generator))
+                if name.endswith(_COMPUTED):
+                    parameter.fill_(1)
 
     def setup_aliases(self) -> None:
         """Let each layer refer to the one after it."""
@@ -129,7 +138,8 @@ class Model(nn.Module):
 def checkpoint(folder: Path, seed: int = 1) -> Path:
     """Write a whole checkpoint, of which each rank takes its part."""
     folder.mkdir(parents=True, exist_ok=True)
-    save_file(Model(Mapping(), seed).state_dict(), folder / "model.safetensors")
+    whole = Model(Mapping(), seed).state_dict().items()
+    save_file({name: t for name, t in whole if not name.endswith(_COMPUTED)}, folder / "model.safetensors")
     return folder
 
 

@@ -216,5 +216,5 @@ def test_chart_and_trace(tmp_path: Path) -> None:
 
 def test_without_matplotlib_a_chart_says_what_to_install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "matplotlib", None)
-    with pytest.raises(ConfigurationError, match="pip install matplotlib"), charted(tmp_path / "a.svg", (1, 1), "a"):
+    with pytest.raises(ConfigurationError, match=r"modelexpress\[charts\]"), charted(tmp_path / "a.svg", (1, 1), "a"):
         pass

@@ -8,10 +8,12 @@ from pathlib import Path
 
 import pytest
 
-from modelexpress.engines.trtllm.build import build_engine, default_build_config, find_builder
+from modelexpress.engines.trtllm.build import BuildConfig, build_engine, default_build_config, find_builder
 from modelexpress.engines.trtllm.errors import BuilderMissing
-from modelexpress.errors import ModelExpressError
+from modelexpress.errors import CheckpointError, ModelExpressError
 from modelexpress.settings import Settings
+from modelexpress.weights.staging_folder import PREFIX
+from tests.support.trtllm_build_processes import await_processes, ended
 from tests.support.trtllm_build_stand_in import install
 from tests.support.trtllm_checkpoints import config_of, plain_rank, write_checkpoint
 from tests.support.waiting import wait_until
@@ -46,16 +48,25 @@ def test_an_engine_is_built_with_the_options_and_the_output_is_shown(
     engine = tmp_path / "out" / "engine"
     engine.mkdir(parents=True)
     (engine / "rank7.engine").write_text("of an older checkpoint")
-    config = {"gemm_plugin": "auto", "max_batch_size": "16", "workers": None}
+    config: BuildConfig = {
+        "gemm_plugin": "auto",
+        "max_batch_size": "16",
+        "workers": None,
+        "fast_build": True,
+        "monitor_memory": False,
+    }
     assert build_engine(builder, folder, engine, config) == engine
     arguments = json.loads((engine / "arguments.json").read_text())
     given = {name: value for name, value in arguments.items() if value is not None}
+    output = Path(given.pop("output_dir"))
+    assert (output.parent, output.name.startswith(PREFIX)) == (engine.parent, True)
     assert given == {
         "checkpoint_dir": str(folder),
-        "output_dir": str(engine),
         "gemm_plugin": "auto",
         "max_batch_size": "16",
+        "fast_build": True,
     }
+    assert [path.name for path in engine.parent.iterdir()] == ["engine"]
     assert sorted(path.name for path in engine.glob("*.engine")) == ["rank0.engine", "rank1.engine"]
     out, errors = capfd.readouterr()
     assert out == "", "standard output belongs to the caller"
@@ -72,13 +83,35 @@ def test_a_builder_that_fails_leaves_no_engine(
     assert str(caught.value) == "trtllm-build failed with code 7"
     assert isinstance(caught.value, ModelExpressError)
     assert not (tmp_path / "engine").exists()
+    assert list(tmp_path.glob(f"{PREFIX}*")) == []
 
 
-def test_a_slow_builder_that_is_killed_is_a_failure(
+def test_a_builder_that_fails_leaves_the_engine_that_is_there(
+    builder: Path, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("STAND_IN_ENDS", "7")
+    engine = tmp_path / "engine"
+    engine.mkdir()
+    (engine / "rank0.engine").write_text("it works")
+    with pytest.raises(RuntimeError):
+        build_engine(builder, folder, engine, {})
+    assert [(path.name, path.read_text()) for path in engine.iterdir()] == [("rank0.engine", "it works")]
+
+
+def test_an_engine_that_cannot_be_replaced_is_said(builder: Path, folder: Path, tmp_path: Path) -> None:
+    (tmp_path / "engine").write_text("a file")
+    with pytest.raises(CheckpointError, match="is a file"):
+        build_engine(builder, folder, tmp_path / "engine", {})
+    assert (tmp_path / "engine").read_text() == "a file"
+
+
+def test_a_slow_builder_that_is_killed_is_a_failure_and_nothing_that_it_started_goes_on(
     builder: Path, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("STAND_IN_ENDS", "slow")
     engine, errors = tmp_path / "engine", []
+    engine.mkdir()
+    (engine / "rank7.engine").write_text("of an older checkpoint")
 
     def build() -> None:
         try:
@@ -88,20 +121,13 @@ def test_a_slow_builder_that_is_killed_is_a_failure(
 
     thread = threading.Thread(target=build)
     thread.start()
-    kill(engine)
+    process, helper = await_processes(engine)
+    assert [path.name for path in engine.iterdir()] == ["rank7.engine"], "nobody sees half of the new one"
+    os.kill(process, signal.SIGKILL)
     thread.join(20)
     assert errors == ["trtllm-build failed with code -9"]
-    assert not engine.exists()
-
-
-def kill(engine: Path) -> None:
-    """Kill the stand-in that says its process id in the first engine file."""
-
-    def process() -> int:
-        file = engine / "rank0.engine"
-        return int(file.read_text() or "0") if file.exists() else 0
-
-    os.kill(wait_until(process), signal.SIGKILL)
+    wait_until(lambda: ended(helper))
+    assert [path.name for path in engine.iterdir()] == ["rank7.engine"]
 
 
 def test_a_builder_that_is_missing_is_said_with_the_remedy(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -44,6 +44,15 @@ def test_a_size_that_is_none_is_refused(value: object) -> None:
         parsed({"mapping": {"world_size": value}})
 
 
+@pytest.mark.parametrize(
+    "mapping",
+    [{"world_size": 4, "tp_size": 2}, {"world_size": 2}, {"world_size": 2, "tp_size": 2, "cp_size": 2}],
+)
+def test_a_world_that_is_not_the_product_of_its_parts_is_refused(mapping: dict[str, int]) -> None:
+    with pytest.raises(CheckpointError, match=r"world_size \d, but tp_size, pp_size and cp_size make \d"):
+        parsed({"mapping": mapping})
+
+
 @pytest.mark.parametrize("fields", [[], "x", {"mapping": [1]}, {"quantization": "fp8"}])
 def test_what_is_no_object_is_refused(fields: object) -> None:
     with pytest.raises(CheckpointError, match="no object"):
@@ -58,6 +67,14 @@ def test_missing_files_are_named(tmp_path: Path) -> None:
     (folder / "rank1.safetensors").unlink()
     with pytest.raises(FileNotFoundError, match=r"Weights not found: .*rank1\.safetensors"):
         rank_paths(folder, 2)
+
+
+def test_files_of_more_ranks_than_the_configuration_counts_are_refused(tmp_path: Path) -> None:
+    folder = write_checkpoint(tmp_path / "checkpoint", config_of(4), plain_rank)
+    with pytest.raises(CheckpointError, match=r"'rank2\.safetensors', 'rank3\.safetensors' beside the 2 ranks"):
+        rank_paths(folder, 2)
+    (folder / "rank.safetensors").touch()
+    assert len(rank_paths(folder, 4)) == 4
 
 
 def test_the_identity_tells_the_number_of_ranks_and_the_content(tmp_path: Path) -> None:
@@ -77,8 +94,14 @@ def test_other_material_is_no_checkpoint() -> None:
     assert world_size_of(SourceIdentity(model_name="llama")) is None
     live = {"trtllm_weight_layout": "post_transform", "trtllm_world_size": "2"}
     assert world_size_of(SourceIdentity(backend_framework=BackendFramework.TRT_LLM, extra_parameters=live)) is None
-    odd = {"trtllm_weight_layout": "checkpoint", "trtllm_world_size": "²"}
-    assert world_size_of(SourceIdentity(backend_framework=BackendFramework.TRT_LLM, extra_parameters=odd)) is None
+
+
+@pytest.mark.parametrize(
+    "size", ["²", "", "0", "-1", "4097", "1000000000", pytest.param("9" * 5000, id="thousands of digits")]
+)
+def test_a_number_of_ranks_that_no_checkpoint_has_is_no_source(size: str) -> None:
+    said = {"trtllm_weight_layout": "checkpoint", "trtllm_world_size": size}
+    assert world_size_of(SourceIdentity(backend_framework=BackendFramework.TRT_LLM, extra_parameters=said)) is None
 
 
 def test_names_of_headers() -> None:

@@ -47,8 +47,22 @@ def installed() -> Iterator[None]:
     engine.uninstall()
 
 
+@pytest.fixture
+def offers(monkeypatch: pytest.MonkeyPatch) -> list[object]:
+    """The models that come as far as being offered, which then fails."""
+    monkeypatch.setenv("MODEL_EXPRESS_URL", NOWHERE)
+    offered: list[object] = []
+
+    def note(model: object, *_: object, **__: object) -> None:
+        offered.append(model)
+        raise ConfigurationError("this test offers nothing")
+
+    monkeypatch.setattr(live_publish, "offer_unprocessed", note)
+    return offered
+
+
 @pytest.mark.parametrize(
-    ("variables", "role", "offers"),
+    ("variables", "role", "is_source"),
     [
         ({}, Role.FOUND_OUT, False),
         ({"MODEL_EXPRESS_URL": "http://r:1"}, Role.FOUND_OUT, True),
@@ -61,10 +75,10 @@ def installed() -> Iterator[None]:
         ({"MODEL_EXPRESS_SOURCE": "1", "MODEL_EXPRESS_TARGET": "1"}, Role.TARGET, False),
     ],
 )
-def test_a_flag_counts_only_when_it_is_1(variables: dict[str, str], role: Role, offers: bool) -> None:
+def test_a_flag_counts_only_when_it_is_1(variables: dict[str, str], role: Role, is_source: bool) -> None:
     settings = Settings.read(variables)
     assert role_of(settings) is role
-    assert offers_weights(settings) is offers
+    assert offers_weights(settings) is is_source
 
 
 @pytest.mark.parametrize(
@@ -239,22 +253,89 @@ def test_a_failed_publication_is_never_made_up_for_after_the_transforms(
     assert "the post-load step is over" in caplog.text
 
 
-def test_a_model_without_a_post_load_step_may_be_offered_by_its_worker(
-    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+def test_a_model_that_cannot_have_a_post_load_step_may_be_offered_by_its_worker(
+    offers: list[object], caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setenv("MODEL_EXPRESS_URL", NOWHERE)
-    offered: list[object] = []
-
-    def note(model: object, *_: object, **__: object) -> None:
-        offered.append(model)
-        raise ConfigurationError("this test offers nothing")
-
-    monkeypatch.setattr(live_publish, "offer_unprocessed", note)
-    model = nn.Linear(2, 2)
+    model = nn.Sequential(nn.TransformerEncoderLayer(4, 2), nn.Conv2d(1, 1, 1), nn.BatchNorm1d(2))
     live.publish_from_worker(_worker(model))
     live.publish_from_worker(_worker(None))
-    assert offered == [model]
+    assert offers == [model]
     assert "no model of torch" in caplog.text
+
+
+def _with(**hung: object) -> nn.Module:
+    model = nn.Sequential(nn.Linear(2, 2))
+    for name, value in hung.items():
+        setattr(model[0], name, value)
+    return model
+
+
+def _with_attribute_of_parameter() -> nn.Module:
+    model = nn.Linear(2, 2)
+    model.weight.owner = _QuantMethod()  # type: ignore[attr-defined]  # as engines hang loaders on parameters
+    return model
+
+
+class _QuantMethod:
+    """Transforms the weights of the module that it hangs on, under a name that nobody knows."""
+
+    def pack(self, module: nn.Module) -> None: ...
+
+
+class _Own(nn.Linear):
+    """A layer of an engine's own."""
+
+
+@pytest.mark.parametrize(
+    ("model", "found"),
+    [
+        (_with(quant_method=_QuantMethod()), "_QuantMethod at '0.quant_method'"),
+        (_with(kernels={"a": [_QuantMethod()]}), "_QuantMethod at '0.kernels'"),
+        (_with(pack=_QuantMethod().pack), "_QuantMethod.pack at '0.pack'"),
+        (_with_attribute_of_parameter(), "_QuantMethod at '_parameters'"),
+        (nn.Sequential(_Own(2, 2)), "_Own at '0'"),
+        (_Own(2, 2), "_Own, the model itself,"),
+    ],
+)
+def test_a_model_that_may_have_been_changed_is_not_offered_late_nor_later(
+    model: nn.Module, found: str, offers: list[object], caplog: pytest.LogCaptureFixture
+) -> None:
+    live.publish_from_worker(_worker(model))
+    live.publish_model_params(model)
+    assert offers == []
+    assert f"{found} may have changed its weights" in caplog.text
+    assert "publish_model_params must be called before it" in caplog.text
+
+
+def test_an_attempt_that_fails_before_it_begins_is_the_only_one(
+    offers: list[object], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = engine.Model(engine.Mapping())
+    with monkeypatch.context() as patch:
+        patch.setattr(model.model_config, "mapping", types.SimpleNamespace(rank="not yet"))
+        live.publish_model_params(model)
+    live.publish_model_params(model)
+    live.publish_from_worker(_worker(model))
+    assert offers == []
+
+
+def test_a_model_is_offered_at_the_registry_that_its_loader_was_given(
+    tmp_path: Path, installed: None, monkeypatch: pytest.MonkeyPatch, offers: list[object]
+) -> None:
+    """Also where the environment names another one, or none."""
+    asked: list[str] = []
+    monkeypatch.setattr(live_publish, "process_worker", lambda _, settings: asked.append(settings.registry))
+    folder, mapping = str(engine.checkpoint(tmp_path)), engine.Mapping()
+    for named in ("elsewhere:1", ""):
+        monkeypatch.setenv("MODEL_EXPRESS_URL", named)
+        if not named:
+            monkeypatch.delenv("MODEL_EXPRESS_URL")
+        engine.load_presharded(engine.Model(mapping), live.MxLiveCheckpointLoader(f"http://{NOWHERE}"), folder, mapping)
+        model = engine.Model(mapping)
+        with contextlib.suppress(mx.ModelExpressError):
+            live.MxLiveWeightLoader(f"http://{NOWHERE}/").load_weights(folder, model=model)
+        live.publish_model_params(model)
+    assert asked == [NOWHERE] * 4
 
 
 def test_a_model_without_a_name_is_not_offered(
@@ -266,10 +347,19 @@ def test_a_model_without_a_name_is_not_offered(
     assert "set MODEL_NAME" in caplog.text
 
 
-@pytest.mark.parametrize("what", [None, "a model", object()])
-def test_publishing_what_is_no_model_raises_nothing(what: object) -> None:
+class _Broken:
+    """A worker whose engine is not up."""
+
+    @property
+    def engine(self) -> object:
+        raise RuntimeError("the engine is not up")
+
+
+@pytest.mark.parametrize("what", [None, "a model", object(), 5, _Broken()])
+def test_publishing_what_is_no_model_raises_nothing(what: Any) -> None:
     live.publish_model_params(what)
     live.publish_from_worker(what)
+    assert live.after_post_load(what) == ()
     assert live.after_post_load(nn.Linear(1, 1)) == ()
 
 

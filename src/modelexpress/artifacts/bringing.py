@@ -125,7 +125,7 @@ def _bring(
     trust = trust_of(settings)
     caches: list[BroughtCache] = []
     watches: dict[str, Watch] = {}
-    unreachable = ""
+    unreachable, nowhere = "", list[str]()
     for kind in kinds:
         if unreachable:
             caches.append(BroughtCache(kind.name, None, unreachable))
@@ -140,7 +140,7 @@ def _bring(
             logger.warning("no caches of compiled kernels can be looked for: %s", error)
             caches.append(BroughtCache(kind.name, None, unreachable))
         except NoSourceFound as error:
-            logger.info("%s: nothing to bring: %s", kind.name, error)
+            nowhere.append(f"{kind.name} ({cache.source_id})")
             caches.append(BroughtCache(kind.name, None, str(error)))
         except Exception as error:  # noqa: BLE001 -- the other kinds have sources and code of their own
             _say_failure(kind, error)
@@ -149,6 +149,8 @@ def _bring(
             logger.info("%s", report)
             caches.append(BroughtCache(kind.name, report))
             _watch(watches, kind.name, root, report)
+    if nowhere:
+        logger.info("no peer has these caches yet: %s", ", ".join(nowhere))
     return BroughtCaches(caches, watches)
 
 

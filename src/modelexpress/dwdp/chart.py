@@ -27,7 +27,7 @@ def charted(path: Path, inches: tuple[float, float], salt: str) -> Iterator["Fig
         from matplotlib import rc_context
         from matplotlib.figure import Figure
     except ModuleNotFoundError as error:
-        raise ConfigurationError("a chart needs matplotlib: pip install matplotlib") from error
+        raise ConfigurationError("a chart needs matplotlib: pip install 'modelexpress[charts]'") from error
     with rc_context({"svg.fonttype": "none", "svg.hashsalt": salt, "font.size": 9}):
         # No pyplot: its choice of a backend belongs to the program that calls us.
         figure = Figure(figsize=inches, layout="constrained", facecolor="white")

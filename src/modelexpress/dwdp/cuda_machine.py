@@ -2,6 +2,7 @@
 
 import ctypes
 from collections.abc import Sequence
+from contextlib import AbstractContextManager
 
 import torch
 
@@ -72,6 +73,12 @@ class CudaMachine(Machine):
     def event(self, *, timed: bool = False) -> Event:
         with driver().on(self._device):
             return CudaEvent(timed=timed)
+
+    def here(self) -> AbstractContextManager[None]:
+        return torch.cuda.device(self._device)
+
+    def finish(self) -> None:
+        torch.cuda.synchronize(self._device)
 
     def trim(self) -> None:
         torch.cuda.empty_cache()

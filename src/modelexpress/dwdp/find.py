@@ -134,3 +134,17 @@ def check_model(model: nn.Module) -> None:
                 f"{name or type(model).__name__} balances load by moving experts between ranks: switch that off, all "
                 "ranks see all experts"
             )
+
+
+def numbered_layer(model: nn.Module, number: int) -> nn.Module:
+    """Return a layer of a model by its number, in the first list called `layers` that has stacked weights.
+
+    Raises:
+        ExpertsUnsupported: There is no such layer.
+    """
+    for name, module in model.named_modules():
+        if not isinstance(module, nn.ModuleList) or name.rpartition(".")[2] != "layers":
+            continue
+        if 0 <= number < len(module) and any(tensor.dim() >= 3 for tensor in module.parameters()):
+            return module[number]
+    raise ExpertsUnsupported(f"{type(model).__name__} has no layer {number} with experts: pass its module to add_layer")

@@ -1,9 +1,13 @@
 """Sharing the experts of a model for the length of a block: the model runs as before, by hooks."""
 
+# mypy: untyped-calls-exclude=torch
+
+import sys
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from functools import partial
 
+import torch
 from torch import nn
 
 from modelexpress.dwdp.config import DwdpConfig
@@ -51,17 +55,26 @@ def enable(
         manager.add_all_layers()
         manager.setup(model)
         manager.prefetch_first_layers()
+        stack.callback(_compile_anew)
         for number, layer in enumerate(manager.layers):
+            wait, done = (torch.compiler.disable(partial(hook, manager, number)) for hook in (_wait, _done))
             # Of the two that may begin a layer, some models call but one: its block, or the module with its experts.
             for first in {id(module): module for module in (layer.block, *layer.users)}.values():
-                stack.enter_context(first.register_forward_pre_hook(partial(_wait, manager, number)))
-            stack.enter_context(layer.block.register_forward_hook(partial(_done, manager, number)))
+                stack.enter_context(first.register_forward_pre_hook(wait))
+            stack.enter_context(layer.block.register_forward_hook(done))
+        _compile_anew()
         yield manager
 
 
-def _wait(manager: DwdpManager, number: int, module: nn.Module, *_: object) -> None:
-    manager.wait_and_bind(module, number)
+def _wait(manager: DwdpManager, number: int, *_: object) -> None:
+    manager.wait(number)
 
 
 def _done(manager: DwdpManager, number: int, *_: object) -> None:
     manager.record_compute_and_prefetch_next(number)
+
+
+def _compile_anew() -> None:
+    """Let what was compiled be compiled again: compiled code does not look whether modules have other hooks now."""
+    if "torch._dynamo" in sys.modules:
+        torch.compiler.reset()

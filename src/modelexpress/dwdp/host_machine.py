@@ -5,6 +5,7 @@ import queue
 import threading
 import time
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 
 from modelexpress.dwdp.streams import Copy, Event, Machine, Stream
@@ -130,6 +131,12 @@ class HostMachine(Machine):
 
     def event(self, *, timed: bool = False) -> Event:
         return HostEvent()
+
+    def here(self) -> AbstractContextManager[None]:
+        return nullcontext()
+
+    def finish(self) -> None:
+        self._compute.finish()
 
     def trim(self) -> None:
         """Do nothing: the host's allocator gives large blocks back at once."""

@@ -5,6 +5,7 @@ import select
 import socket
 import struct
 import threading
+import weakref
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack, suppress
 from functools import partial
@@ -19,6 +20,7 @@ MOST_DESCRIPTORS = 200
 """In one message; the kernel takes 253 (SCM_MAX_FD)."""
 _HELLO = struct.Struct("!I32s")
 _LEAVING = b"leaving"
+_open: "weakref.WeakSet[Links]" = weakref.WeakSet()
 
 
 class _Home(NamedTuple):
@@ -64,6 +66,7 @@ class Links:
                 while len(self._sockets) < ranks.size - 1:
                     self._accept(listener, name)
             undo.pop_all()
+        _open.add(self)
 
     def swap(self, descriptors: Sequence[int]) -> dict[int, list[int]]:
         """Send descriptors to all other ranks, and return what each of them sent, as many; the caller closes those.
@@ -103,6 +106,11 @@ class Links:
                 link.send(_LEAVING, socket.MSG_DONTWAIT)
             link.close()
 
+    def forget(self) -> None:
+        """Close a forked child's copies, which would hide from the others that this rank has ended."""
+        for link in self._sockets.values():
+            link.close()
+
     def _check_home(self, homes: list[_Home]) -> None:
         if len({(home.boot, home.network) for home in homes}) > 1:
             where = ", ".join(f"{home.host} (network {home.network})" for home in homes)
@@ -137,12 +145,14 @@ class Links:
                 undo.pop_all()
 
     def _receive(self, peer: int, link: socket.socket, count: int) -> list[int]:
-        data, found, _, _ = self._guarded(
+        data, found, flags, _ = self._guarded(
             peer, lambda: socket.recv_fds(link, 16, MOST_DESCRIPTORS, socket.MSG_CMSG_CLOEXEC)
         )
         if len(found) != count:
             for one in found:
                 os.close(one)
+            if flags & socket.MSG_CTRUNC:
+                raise DwdpError("this process may open no more files: raise the limit (`ulimit -n`)")
             said = "left" if data in (b"", _LEAVING) else f"sent {len(found)} descriptors instead of {count}"
             raise RankLost(f"rank {peer} of the group {said} while memory was being exchanged: its own log says why")
         return list(found)
@@ -170,6 +180,7 @@ class _Watcher:
 
     def stop(self) -> None:
         """End the thread."""
+        os.write(self._stop, b"x")  # closing would not wake it where a child was forked, and has the pipe, too
         os.close(self._stop)
         self._thread.join()
         os.close(self._wake)
@@ -211,3 +222,11 @@ def _close_all(received: Mapping[int, Sequence[int]]) -> None:
     for descriptors in received.values():
         for one in descriptors:
             os.close(one)
+
+
+def _forget_all() -> None:
+    for links in _open:
+        links.forget()
+
+
+os.register_at_fork(after_in_child=_forget_all)

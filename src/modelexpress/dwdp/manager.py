@@ -1,18 +1,18 @@
 """One rank's part in a group that shares experts: set up, used once for each layer, and given back."""
 
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from types import TracebackType
-from typing import ClassVar, Self
+from typing import ClassVar, NamedTuple, Self
 
-import torch
 from torch import nn
 
 from modelexpress.dwdp.agreement import agree
 from modelexpress.dwdp.config import DwdpConfig
-from modelexpress.dwdp.find import check_model, find_layer, find_layers
+from modelexpress.dwdp.find import check_model, find_layer, find_layers, numbered_layer
 from modelexpress.dwdp.interrupts import held_back
 from modelexpress.dwdp.links import Links
+from modelexpress.dwdp.machines import machine_of
 from modelexpress.dwdp.model import ExpertLayer
 from modelexpress.dwdp.prefetch import Observer, Prefetcher
 from modelexpress.dwdp.ranks import join
@@ -71,10 +71,9 @@ class DwdpManager:
         self._adds_all = False
         self._positions: dict[int, int] = {}
         self.layers: Sequence[ExpertLayer] = ()
-        self._weights: list[list[SharedWeight]] = []
         self._undo = Undo()
-        self._links: Links | None = None
-        self._prefetcher: Prefetcher | None = None
+        self._running: _Running | None = None
+        self._failed = False
         self._ranks = join(config, group, deadline)
 
     @property
@@ -97,7 +96,7 @@ class DwdpManager:
         Raises:
             DwdpError: Set-up has happened, or the layer was added before.
         """
-        if self._prefetcher is not None:
+        if self._running is not None:
             raise DwdpError(f"layer {layer} was added after set-up: add all layers first")
         if layer in self._added:
             raise DwdpError(f"layer {layer} was added twice")
@@ -121,31 +120,27 @@ class DwdpManager:
                 `ExpertsUnsupported`, `RankLost`.
             DeviceError: There is not enough memory; everything is as it was before.
         """
-        if self._prefetcher is not None:
+        if self._running is not None:
             return
+        if self._failed:
+            raise DwdpError(
+                "set-up has failed, and the others do not wait any more: leave the block, and enter a new one"
+            )
         machine, self.layers = agree(self._ranks, self.config, lambda: self._find(model))
         with held_back() as handle_interrupts:
-            undo = self._undo = Undo()
+            self._undo = Undo()
             try:
-                self._links = Links(self._ranks, self._deadline)
-                undo.add(self._links.close)
-                shared = share(self.layers, self.config, self._ranks, self._links, machine, undo, handle_interrupts)
-                self._prefetcher = Prefetcher(machine, shared.copies, self._observer)
-                undo.add(self._prefetcher.close)
-                handle_interrupts()
-                self._ranks.gather(True)  # the others read this rank's memory from now on
-                self._links.watch()
+                self._running = self._share(machine, handle_interrupts)
                 handle_interrupts()
             except BaseException as error:
-                self._prefetcher = self._links = None
-                undo.run(error)
+                self._running, self._failed = None, True
+                self._undo.run(error)
+                self._ranks.close()  # the others need not wait for the deadline
                 raise
-            self._positions = {layer: position for position, layer in enumerate(sorted(self._added))}
-            self._weights = shared.weights
 
     def prefetch_first_layers(self) -> None:
         """Fetch what a forward needs first, unless it is on its way already: the start of a forward."""
-        self._active().begin()
+        self._active().prefetcher.begin()
 
     def wait_and_bind(self, module: nn.Module, layer: int) -> None:
         """Let the experts of a layer be computed when they are there.
@@ -157,19 +152,23 @@ class DwdpManager:
         Raises:
             RankLost: Another rank ended.
         """
-        prefetcher, position = self._active(), self._positions[layer]
-        if self._links is not None:
-            self._links.check()
-        known = any(module is user for user in self.layers[position].users)
-        for weight in self._weights[position]:
-            # In a layer's own modules, parameters of the same name may be other weights.
-            if not known or weight.module is module:
-                weight.show(module)
-        prefetcher.wait(position)
+        for weight in self._active().weights[self._positions[layer]]:
+            weight.show(module)
+        self.wait(layer)
+
+    def wait(self, layer: int) -> None:
+        """Let what is enqueued from now on begin when the experts of a layer are there; once in a layer is enough.
+
+        Raises:
+            RankLost: Another rank ended.
+        """
+        active = self._active()
+        active.links.check()
+        active.prefetcher.wait(self._positions[layer])
 
     def record_compute_and_prefetch_next(self, layer: int) -> None:
         """Say that the kernels of a layer's experts are enqueued: the next layer of its slot is fetched after them."""
-        self._active().release(self._positions[layer])
+        self._active().prefetcher.release(self._positions[layer])
 
     def cleanup(self) -> None:
         """Give everything back: parameters have storage of their own again, with what was loaded. Twice is allowed.
@@ -203,13 +202,25 @@ class DwdpManager:
     def _give_back(self, cause: BaseException | None) -> None:
         with held_back():
             undo, self._undo = self._undo, Undo()
-            self._prefetcher, self._links, self._weights = None, None, []
+            self._running = None
             undo.run(cause)
 
-    def _active(self) -> Prefetcher:
-        if self._prefetcher is None:
+    def _share(self, machine: Machine, handle_interrupts: Callable[[], None]) -> "_Running":
+        links = Links(self._ranks, self._deadline)
+        self._undo.add(links.close)
+        shared = share(self.layers, self.config, self._ranks, links, machine, self._undo, handle_interrupts)
+        self._positions = {layer: position for position, layer in enumerate(sorted(self._added))}
+        prefetcher = Prefetcher(machine, shared.copies, self._observer)
+        self._undo.add(prefetcher.close)
+        handle_interrupts()
+        self._ranks.gather(True)  # the others read this rank's memory from now on
+        links.watch()
+        return _Running(prefetcher, links, shared.weights)
+
+    def _active(self) -> "_Running":
+        if self._running is None:
             raise DwdpError("no model was set up: call setup(model) first")
-        return self._prefetcher
+        return self._running
 
     def _find(self, model: nn.Module) -> tuple[Machine, list[ExpertLayer]]:
         machine = self._machine or machine_of(model)
@@ -223,43 +234,20 @@ class DwdpManager:
             return found
         if not self._added:
             raise ExpertsUnsupported("no layer was added: call add_layer for each layer with experts, before setup")
-        layers = _layer_list(model)
-        found = []
-        for number in sorted(self._added):
-            module = self._added[number]
-            if module is None and (layers is None or number >= len(layers)):
-                raise ExpertsUnsupported(f"{type(model).__name__} has no layer {number}: pass its module to add_layer")
-            chosen = module if module is not None or layers is None else layers[number]
-            assert chosen is not None, "refused above"
-            found.append(find_layer(chosen, f"layer {number}", self.config, granularity))
-        return found
+        return [
+            find_layer(
+                numbered_layer(model, number) if module is None else module,
+                f"layer {number}",
+                self.config,
+                granularity,
+            )
+            for number, module in sorted(self._added.items())
+        ]
 
 
-def machine_of(model: nn.Module) -> Machine:
-    """Return what a model's parameters are computed by.
+class _Running(NamedTuple):
+    """What set-up made."""
 
-    Raises:
-        ExpertsUnsupported: They are on several devices, or on one that cannot share memory.
-    """
-    devices = {parameter.device for parameter in model.parameters()} - {torch.device("meta")}
-    if len(devices) != 1:
-        raise ExpertsUnsupported(
-            f"the model's parameters are on {', '.join(sorted(map(str, devices))) or 'no device'}: a rank has one"
-        )
-    device = devices.pop()
-    if device.type == "cuda":
-        from modelexpress.dwdp.cuda_machine import CudaMachine
-
-        return CudaMachine(torch.cuda.current_device() if device.index is None else device.index)
-    if device.type == "cpu":
-        from modelexpress.dwdp.host_machine import HostMachine
-
-        return HostMachine()
-    raise ExpertsUnsupported(f"the model is on {device}: experts are shared on CUDA devices and on the host")
-
-
-def _layer_list(model: nn.Module) -> nn.ModuleList | None:
-    for name, module in model.named_modules():
-        if isinstance(module, nn.ModuleList) and name.rpartition(".")[2] == "layers":
-            return module
-    return None
+    prefetcher: Prefetcher
+    links: Links
+    weights: list[list[SharedWeight]]

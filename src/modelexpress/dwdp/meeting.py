@@ -2,7 +2,7 @@
 
 Under the name of a group that is gone, the store still has its addresses, and a rank that came alone, and gave up,
 must not be out of step with the others when it comes again. So the first rank names each group anew, for ranks that
-ask, and answers every question once.
+ask. Who has its answer, or gives up, takes its question back.
 """
 
 import time
@@ -13,10 +13,6 @@ from datetime import timedelta
 from torch.distributed.distributed_c10d import Store
 
 from modelexpress.errors import RankLost
-
-_PAUSE = 0.005
-_answered: dict[str, bytes] = {}
-"""The last question of each rank that this process has answered."""
 
 
 def meet(store: Store, members: Sequence[int], rank: int, deadline: float) -> str:
@@ -42,24 +38,18 @@ def meet(store: Store, members: Sequence[int], rank: int, deadline: float) -> st
 
 
 def _asked(store: Store, base: str, rank: int, end: float) -> str:
-    question = uuid.uuid4().hex
-    store.set(f"{base}/asks/{rank}", question)
-    return _awaited(store, f"{base}/answers/{question}", end).decode()
+    asks, question = f"{base}/asks/{rank}", uuid.uuid4().hex
+    store.set(asks, question)
+    try:
+        return _awaited(store, f"{base}/answers/{question}", end).decode()
+    finally:
+        store.delete_key(asks)
 
 
 def _named(store: Store, base: str, size: int, end: float) -> str:
     name = f"{base}/{uuid.uuid4().hex}"
-    questions = {f"{base}/asks/{rank}": b"" for rank in range(1, size)}
-    for key in questions:
-        questions[key] = _awaited(store, key, end)
-        while questions[key] == _answered.get(key):
-            if time.monotonic() > end:
-                raise RuntimeError(f"rank {key.rpartition('/')[2]} of the group has not come again")
-            time.sleep(_PAUSE)
-            questions[key] = store.get(key)
-    for key, question in questions.items():
-        _answered[key] = question
-        store.set(f"{base}/answers/{question.decode()}", name)
+    for question in [_awaited(store, f"{base}/asks/{rank}", end).decode() for rank in range(1, size)]:
+        store.set(f"{base}/answers/{question}", name)
     return name
 
 

@@ -1,6 +1,6 @@
 """What is shared of a model: its layers with experts, their stacked weights, and the small tensors beside them."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -30,9 +30,14 @@ class StackedTensor:
         found: torch.Tensor = getattr(self.module, self.attribute)
         return found
 
-    def bind(self, tensor: torch.Tensor) -> None:
-        """Let the parameter, which stays the same object, show other memory."""
-        self.tensor.data = tensor
+    def bind(self, make: Callable[[], torch.Tensor]) -> None:
+        """Let the parameter, which stays the same object, show other memory.
+
+        Args:
+            make: Returns a tensor over it. It is called in inference mode if the parameter was made so, and only then:
+                whatever the caller is within, the parameter is of as much use afterwards as it was before.
+        """
+        bind(self.tensor, make)
 
 
 @dataclass(frozen=True)
@@ -54,6 +59,12 @@ class ExpertLayer:
     users: Sequence[nn.Module]
     weights: Sequence[StackedTensor]
     small: Sequence[StackedTensor]
+
+
+def bind(parameter: torch.Tensor, make: Callable[[], torch.Tensor]) -> None:
+    """Let a parameter show other memory; see `StackedTensor.bind`."""
+    with torch.inference_mode(parameter.is_inference()):
+        parameter.data = make()
 
 
 class WeightSpec(NamedTuple):

@@ -39,11 +39,6 @@ class PagePool:
                     self._slots[slot].append(vmm.create(page_bytes))
             undo.pop_all()
 
-    @property
-    def nbytes(self) -> int:
-        """Memory of all slots."""
-        return sum(map(len, self._slots)) * self.page_bytes
-
     def take(self, slot: int, first: int, count: int) -> list[Physical]:
         """Return pages of a slot by their place in it; several layers get the same ones."""
         return self._slots[slot][first : first + count]

@@ -52,6 +52,8 @@ class _Slot:
     prefetched: Event
     consumed: Event
     holds: int | None = None
+    reader: Stream | None = None
+    """The stream that has waited for it, and has not released it."""
 
 
 class Prefetcher:
@@ -89,54 +91,65 @@ class Prefetcher:
             self._ensure(position)
 
     def wait(self, position: int) -> None:
-        """Let what the model enqueues from now on begin when a layer's experts are there."""
+        """Let what the model enqueues from now on begin when a layer's experts are there; once in a layer is enough."""
+        slot, compute = self._slots[slot_of(position)], self._machine.compute()
+        if slot.holds == position and slot.reader is compute:
+            return
         self._ensure(position)
-        compute = self._machine.compute()
         if self._observer is not None:
             self._observer.waiting(position, compute)
-        compute.wait(self._slots[slot_of(position)].prefetched)
+        compute.wait(slot.prefetched)
+        slot.reader = compute
         if self._observer is not None:
             self._observer.computing(position, compute)
 
     def release(self, position: int) -> None:
         """Say that all that reads a layer's experts was enqueued: the next layer of the slot is fetched."""
-        compute = self._machine.compute()
+        slot, compute = self._slots[slot_of(position)], self._machine.compute()
         if self._observer is not None:
             self._observer.computed(position, compute)
-        compute.record(self._slots[slot_of(position)].consumed)
+        compute.record(slot.consumed)
+        slot.reader = None
         following = position + SLOTS
         self._fetch(following if following < len(self._layers) else slot_of(position))
 
     def close(self) -> None:
-        """Wait until nothing is copied any more, and give streams and events back. Closing twice is allowed.
+        """Wait until nothing is copied or computed any more, and give streams and events back. Twice is allowed.
 
         Raises:
             DeviceError: The device failed meanwhile.
         """
-        if not self._lanes:
+        lanes, self._lanes = self._lanes, []
+        if not lanes:
             return
-        for slot in self._slots:
-            self._joint.wait(slot.consumed)  # what reads a slot still may be in another stream than the present one
-        for stream in (*self._lanes, self._joint):
-            stream.finish()
-        self._lanes = []
         observer, self._observer = self._observer, None
         with self._undo:
+            self._machine.finish()  # what reads a slot still may be in any stream
+            for stream in (*lanes, self._joint):
+                stream.finish()
             if observer is not None:
                 observer.detached()
 
     def _ensure(self, position: int) -> None:
         slot = self._slots[slot_of(position)]
-        if slot.holds != position:
-            # A forward that broke off, or skips layers: whatever reads the slot has been enqueued by now.
-            self._machine.compute().record(slot.consumed)
-            self._fetch(position)
+        if slot.holds == position:
+            return
+        # A forward that broke off, or skips layers: whatever reads the slot has been enqueued by now, and what was on
+        # its way into it must have arrived, in all lanes.
+        compute = self._machine.compute()
+        if slot.reader is not None and slot.reader is not compute:
+            slot.reader.record(slot.consumed)
+            compute.wait(slot.consumed)
+        compute.record(slot.consumed)
+        for lane in self._lanes:
+            lane.wait(slot.prefetched)
+        self._fetch(position)
 
     def _fetch(self, position: int) -> None:
         slot = self._slots[slot_of(position)]
         if slot.holds == position:
             return
-        slot.holds = None
+        slot.holds = slot.reader = None
         for lane, done, copies in zip(self._lanes, self._done, self._layers[position], strict=True):
             lane.wait(slot.consumed)
             if self._observer is not None:

@@ -96,14 +96,16 @@ class MpiRanks(Ranks):
     """Ranks of a communicator of mpi4py, which ends the job when one of them is lost."""
 
     def __init__(self, communicator: Communicator) -> None:
-        self._communicator = communicator
+        self._communicator, self._closed = communicator, False
         self.rank, self.size = communicator.Get_rank(), communicator.Get_size()
 
     def gather(self, value: T) -> list[T]:
         return cast(list[T], self._communicator.allgather(value))
 
     def close(self) -> None:
-        self._communicator.Free()
+        if not self._closed:
+            self._closed = True
+            self._communicator.Free()
 
 
 def join(config: DwdpConfig, group: object = None, deadline: float = 60.0) -> Ranks:

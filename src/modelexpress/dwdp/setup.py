@@ -22,7 +22,6 @@ class Shared(NamedTuple):
 
     weights: list[list[SharedWeight]]
     copies: list[list[list[Copy]]]
-    slot_bytes: int
 
 
 def share(
@@ -66,7 +65,7 @@ def share(
     machine.compute().copy_all([copy for layer in weights for weight in layer for copy in weight.edges()])
     machine.compute().finish()
     gather_small(layers, partitions, ranks, undo)
-    return Shared(weights, [_lanes(layer, config, ranks) for layer in weights], pool.nbytes)
+    return Shared(weights, [_lanes(layer, config, ranks) for layer in weights])
 
 
 def _pool(weights: Sequence[Sequence[SharedWeight]], machine: Machine) -> PagePool:

@@ -1,7 +1,7 @@
 """One stacked weight that the ranks of a group share: what this rank holds, and what it reads from the others."""
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
 
 import torch
@@ -9,7 +9,7 @@ from torch import nn
 
 from modelexpress.dwdp.buffers import PeerExperts, WeightBuffer
 from modelexpress.dwdp.layout import WeightLayout
-from modelexpress.dwdp.model import StackedTensor, WeightSpec
+from modelexpress.dwdp.model import StackedTensor, WeightSpec, bind
 from modelexpress.dwdp.partition import Partition
 from modelexpress.dwdp.streams import Copy, Machine
 from modelexpress.dwdp.undo import Undo
@@ -37,17 +37,18 @@ class SharedWeight:
         self._partition = partition
         self._rank = rank
         self._rows = weight.tensor.shape[0]
-        self._device = weight.tensor.device
+        self._loaded_all = self._rows == partition.num_experts
+        self._device, self._dtype = weight.tensor.device, weight.tensor.dtype
         self._granularity = granularity
         self._buffer: WeightBuffer | None = None
         self._peers: dict[int, PeerExperts] = {}
-        self._bound = False
         self._shown: list[tuple[torch.Tensor, torch.Tensor]] = []
 
     @property
-    def module(self) -> nn.Module:
-        """The one that the weight came from."""
-        return self._weight.module
+    def address(self) -> int:
+        """Of the full tensor's first byte."""
+        assert self._buffer is not None, "a weight is moved before it is shown"
+        return self._buffer.address
 
     @cached_property
     def layout(self) -> WeightLayout:
@@ -63,12 +64,12 @@ class SharedWeight:
         self._buffer = WeightBuffer(machine.vmm, self.layout, pages)
         undo.add(self._buffer.close)
         held = self._partition.held(self._rank)
-        skipped = held.start if self._rows == self._partition.num_experts else 0
+        skipped = held.start if self._loaded_all else 0
         size = self.spec.expert_bytes
         source = self._weight.tensor.data_ptr() + skipped * size
         compute = machine.compute()
-        undo.add(compute.finish)  # nothing is unmapped while it is copied to
-        compute.copy_all([(self._buffer.address + held.start * size, source, len(held) * size)])
+        undo.add(machine.finish)  # nothing is unmapped while it is copied to, or read
+        compute.copy_all([(self.address + held.start * size, source, len(held) * size)])
         return self._buffer.export()
 
     def meet(self, machine: Machine, descriptors: Mapping[int, int], undo: Undo) -> None:
@@ -92,31 +93,26 @@ class SharedWeight:
             for _, descriptor in waiting:
                 os.close(descriptor)
         undo.add(lambda: self._restore(machine))
-        self._bound = True
         self._weight.bind(self.full)
 
-    @cached_property
     def full(self) -> torch.Tensor:
-        """The tensor of all experts, of shape [experts, …]; those of others are right only between wait and release."""
-        assert self._buffer is not None, "a weight is moved before it is shown"
-        return tensor_at(
-            self._buffer.address,
-            (self.spec.num_experts, *self.spec.expert_shape),
-            (self.spec.expert_bytes // self._weight.tensor.element_size(), *self.spec.expert_stride),
-            self._weight.tensor.dtype,
-            self._device,
-        )
+        """Return the tensor of all experts, of shape [experts, …]; those of others are right from wait to release."""
+        size = self.spec.expert_bytes // self._dtype.itemsize
+        shape, stride = (self.spec.num_experts, *self.spec.expert_shape), (size, *self.spec.expert_stride)
+        return tensor_at(self.address, shape, stride, self._dtype, self._device)
 
     def show(self, module: nn.Module) -> None:
         """Let a module's parameter of this weight's name show the full tensor, until all is given back.
 
         Args:
-            module: Often the one the weight came from, which does already; or another that computes with it.
+            module: Computes with it. Where it has a parameter of that name for something else, that stays as it is.
         """
         tensor = getattr(module, self._weight.attribute, None)
-        if isinstance(tensor, torch.Tensor) and tensor.data_ptr() != self.full.data_ptr():
+        if not isinstance(tensor, torch.Tensor) or tensor.data_ptr() == self.address:
+            return
+        if tensor.dtype == self._dtype and tensor.shape[1:] == self.spec.expert_shape:
             self._shown.append((tensor, tensor.data))
-            tensor.data = self.full
+            bind(tensor, self.full)
 
     def edges(self) -> list[Copy]:
         """Return the copies that complete the first and last unit of own memory: once is enough."""
@@ -132,48 +128,55 @@ class SharedWeight:
         ]
 
     def _copies(self, owner: int, start: int, stop: int, *, edge: bool = False) -> list[Copy]:
-        assert self._buffer is not None, "a weight is moved before it is copied"
         parts = self.layout.edges(start, stop) if edge else self.layout.outside(start, stop)
-        address, peer = self._buffer.address, self._peers[owner]
-        return [(address + part.start, peer.at(part.start), len(part)) for part in parts]
+        peer = self._peers[owner]
+        return [(self.address + part.start, peer.at(part.start), len(part)) for part in parts]
 
     def _restore(self, machine: Machine) -> None:
         """Give the parameter storage of its own again, with as many experts as it was loaded with."""
-        if not self._bound:
-            return
-        assert self._buffer is not None, "what is bound was moved"
-        fresh = self._fresh()
-        held, size = self._partition.held(self._rank), self.spec.expert_bytes
-        skipped = 0 if self._rows == self._partition.num_experts else held.start
-        target = fresh.data_ptr() - skipped * size
-        copies: list[Copy] = [(target + held.start * size, self._buffer.address + held.start * size, len(held) * size)]
-        if not skipped and self._rows == self._partition.num_experts:
-            for owner, start, stop in self._partition.lacked(self._rank):
-                copies.append((target + start * size, self._peers[owner].at(start * size), (stop - start) * size))
-        compute = machine.compute()
-        compute.copy_all(copies)
-        compute.finish()
-        self._let_go(fresh)
 
-    def _fresh(self) -> torch.Tensor:
-        """Return storage for the parameter, of as many experts as it was loaded with."""
-        stride = (self.full.stride(0), *self.spec.expert_stride)
+        def restored() -> torch.Tensor:
+            fresh = self._fresh(self._rows)
+            compute = machine.compute()
+            compute.copy_all(self._copies_back(fresh.data_ptr()))
+            compute.finish()
+            return fresh
+
         try:
-            return torch.empty_strided(
-                (self._rows, *self.spec.expert_shape), stride, dtype=self.full.dtype, device=self._device
-            )
-        except RuntimeError as error:
+            with machine.here():
+                self._let_go(restored)
+        except BaseException:
             # What it shows now is about to go: who touched it would be killed.
-            self._let_go(self.full.new_empty((0, *self.spec.expert_shape)))
+            self._let_go(lambda: self._fresh(0))
+            raise
+
+    def _copies_back(self, address: int) -> list[Copy]:
+        """Return the copies that fill storage of the parameter's own."""
+        held, size = self._partition.held(self._rank), self.spec.expert_bytes
+        own = self.address + held.start * size
+        if not self._loaded_all:
+            return [(address, own, len(held) * size)]
+        others: list[Copy] = [
+            (address + start * size, self._peers[owner].at(start * size), (stop - start) * size)
+            for owner, start, stop in self._partition.lacked(self._rank)
+        ]
+        return [(address + held.start * size, own, len(held) * size), *others]
+
+    def _fresh(self, rows: int) -> torch.Tensor:
+        """Return storage for so many experts."""
+        stride = (self.spec.expert_bytes // self._dtype.itemsize, *self.spec.expert_stride)
+        shape = (rows, *self.spec.expert_shape)
+        try:
+            return torch.empty_strided(shape, stride, dtype=self._dtype, device=self._device)
+        except RuntimeError as error:
             raise DeviceError(
-                f"{self.spec.layer}: {self.spec.name} was given back, but there is no room for {self._rows} experts of "
+                f"{self.spec.layer}: {self.spec.name} was given back, but there is no room for {rows} experts of "
                 f"its own: it is empty now; load it again ({error})"
             ) from error
 
-    def _let_go(self, tensor: torch.Tensor) -> None:
+    def _let_go(self, make: Callable[[], torch.Tensor]) -> None:
         """Let the parameter show another tensor than that of all experts."""
-        self._weight.bind(tensor)
-        self._bound = False
+        self._weight.bind(make)
         while self._shown:
             shown, before = self._shown.pop()
             shown.data = before

@@ -29,7 +29,7 @@ def gather_small(layers: Sequence[ExpertLayer], partitions: Sequence[Partition],
 
 def _joined(name: str, rows: Sequence[torch.Tensor], partition: Partition) -> torch.Tensor:
     """Return the rows of all ranks by expert; where ranges overlap they must agree, to the bit."""
-    full = torch.empty((partition.num_experts, *rows[0].shape[1:]), dtype=rows[0].dtype)
+    full = torch.empty((partition.num_experts, *rows[0].shape[1:]), dtype=rows[0].dtype, device="cpu")
     for rank, part in enumerate(rows):
         held = partition.held(rank)
         known = partition.held(rank - 1).stop - held.start if rank else 0
@@ -48,5 +48,5 @@ def _same(first: torch.Tensor, second: torch.Tensor) -> bool:
 
 def _bind(small: StackedTensor, full: torch.Tensor, undo: Undo) -> None:
     before = small.tensor.data
-    undo.add(lambda: small.bind(before))
-    small.bind(full.to(before.device))
+    undo.add(lambda: small.bind(lambda: before))
+    small.bind(lambda: full.to(before.device, copy=True))

@@ -2,6 +2,7 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
+from contextlib import AbstractContextManager
 
 from modelexpress.memory import Vmm
 
@@ -61,6 +62,14 @@ class Machine(ABC):
     @abstractmethod
     def event(self, *, timed: bool = False) -> Event:
         """Return a new event; one that is timed can be compared with others by `seconds`."""
+
+    @abstractmethod
+    def here(self) -> AbstractContextManager[None]:
+        """Return a block in which this is the current device of the thread."""
+
+    @abstractmethod
+    def finish(self) -> None:
+        """Return when everything that was enqueued in any stream, by whomever, is done."""
 
     @abstractmethod
     def trim(self) -> None:

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 import torch
 
 from modelexpress.client import Client
+from modelexpress.engines.restoring import restored_on_error
 from modelexpress.engines.sharing import share_in_background
 from modelexpress.engines.state import Values, apply_changes, changes, room_for_changes, tensors_of, values_of
 from modelexpress.errors import ModelExpressError
@@ -57,7 +58,7 @@ class ModelLoad:
     def has_source(self) -> bool:
         """Return whether a peer has the weights; not, with the reason logged, where the registry cannot be asked."""
         try:
-            with Client(self.settings.registry, timeout=max(self.settings.source_query_timeout, 0.1)) as client:
+            with Client(self.settings.registry, timeout=self.settings.answer_timeout) as client:
                 if find_candidates(client, self.identity, self.rank):
                     return True
             logger.info("no peer has the weights yet: this replica loads natively, and becomes the first source")
@@ -80,15 +81,12 @@ class ModelLoad:
             PeerLoadFailed: No peer delivered all of it.
         """
         tensors, names = tensors_of(model, self.packages), values_of(model, self.packages)
-        computed = [(tensor, tensor.clone()) for tensor in _computed(model, tensors.values())]
         room = room_for_changes(names)
         wanted = {**tensors, **room}
         try:
-            report = load(wanted, self.identity, self.rank, worker=self.worker, keep=False, settings=self.settings)
+            with restored_on_error(_computed(model, tensors.values())):
+                report = load(wanted, self.identity, self.rank, worker=self.worker, keep=False, settings=self.settings)
         except ModelExpressError as error:
-            with torch.no_grad():
-                for tensor, values in computed:
-                    tensor.copy_(values)
             raise PeerLoadFailed(str(error)) from error
         (carrier,) = room
         apply_changes(model, self.packages, names, wanted[carrier])

@@ -1,6 +1,8 @@
 """Waiting for a source, no longer than asked: nobody knows whether there will ever be one."""
 
 import time
+from collections.abc import Sequence
+from dataclasses import dataclass, fields, replace
 
 from modelexpress.client import Client
 from modelexpress.errors import NoSourceFound, RegistryError, RegistryUnreachable
@@ -11,8 +13,6 @@ from modelexpress.wire.records import SourceStatus
 
 _PAUSE = 0.2
 """Seconds between two questions."""
-_LEAST_TIMEOUT = 0.1
-"""Seconds that the registry has to answer, even where nobody waits for a source."""
 
 
 def await_source(identity: SourceIdentity, rank: int, settings: Settings) -> None:
@@ -24,11 +24,11 @@ def await_source(identity: SourceIdentity, rank: int, settings: Settings) -> Non
         settings: The registry, and `source_query_timeout`, the seconds to wait; 0: the registry is asked once.
 
     Raises:
-        NoSourceFound: There is none; the message names sources that are sharded over another number of ranks.
+        NoSourceFound: There is none; the message names the sizes of those that differ in their sizes alone.
         RegistryError: The registry could not be asked.
     """
     end = time.monotonic() + settings.source_query_timeout
-    with Client(settings.registry, timeout=max(settings.source_query_timeout, _LEAST_TIMEOUT)) as client:
+    with Client(settings.registry, timeout=settings.answer_timeout) as client:
         while not _listed(client, identity, rank, end):
             left = end - time.monotonic()
             if left <= 0:
@@ -36,20 +36,43 @@ def await_source(identity: SourceIdentity, rank: int, settings: Settings) -> Non
             time.sleep(min(_PAUSE, left))
 
 
-def other_sizes(client: Client, identity: SourceIdentity) -> tuple[int, ...]:
-    """Return the other tensor-parallel sizes in which the model is offered for the same engine.
+@dataclass(frozen=True, order=True)
+class Sizes:
+    """Over how many ranks a replica shards its tensors, its layers and its experts."""
+
+    tensor: int
+    pipeline: int
+    expert: int
+
+    @classmethod
+    def of(cls, identity: SourceIdentity) -> "Sizes":
+        """Return those that an identity tells."""
+        return cls(identity.tensor_parallel_size, identity.pipeline_parallel_size, identity.expert_parallel_size)
+
+    def applied_to(self, identity: SourceIdentity) -> SourceIdentity:
+        """Return an identity that differs from another one in nothing but these."""
+        return replace(
+            identity,
+            tensor_parallel_size=self.tensor,
+            pipeline_parallel_size=self.pipeline,
+            expert_parallel_size=self.expert,
+        )
+
+
+def other_sizes(client: Client, identity: SourceIdentity) -> tuple[Sizes, ...]:
+    """Return the other sizes in which the very same weights are offered.
+
+    Sources that differ in anything else, such as the dtype or an extra parameter, are of no use at any size.
 
     Raises:
         RegistryError: The registry could not be asked.
     """
+    own = Sizes.of(identity)
     refs = client.list_sources(status=SourceStatus.READY, model_name=identity.model_name)
-    kind = (identity.mx_source_type, identity.backend_framework)
-    found = set()
-    for source_id, worker_id in {ref.source_id: ref.worker_id for ref in refs}.items():
-        record = client.get(source_id, worker_id)
-        if record is not None and (record[1].mx_source_type, record[1].backend_framework) == kind:
-            found.add(record[1].tensor_parallel_size)
-    return tuple(sorted(found - {identity.tensor_parallel_size}))
+    records = (client.get(source_id, ref.worker_id) for source_id, ref in {ref.source_id: ref for ref in refs}.items())
+    others = [record[1] for record in records if record is not None]
+    found = {Sizes.of(other) for other in others if own.applied_to(other).source_id == identity.source_id}
+    return tuple(sorted(found - {own}))
 
 
 def _listed(client: Client, identity: SourceIdentity, rank: int, end: float) -> bool:
@@ -69,9 +92,17 @@ def _nobody(client: Client, identity: SourceIdentity, rank: int, waited: float) 
         sizes = ()
     if not sizes:
         return f"no ready source of {what} is registered after {waited:g} s: see `mx sources --all`"
-    size, own = " and ".join(map(str, sizes)), identity.tensor_parallel_size
+    own = Sizes.of(identity)
+    offered = ", or ".join(_described(size, (own, *sizes)) for size in sizes)
     return (
-        f"sources of {what} are sharded with tensor parallel size {size}, and this replica with {own}: a shard of one "
-        f"size is none of the other. Start this replica with {sizes[0]}, or let it load from storage: then it is the "
-        f"first source with {own}"
+        f"sources of {what} are sharded with {offered}, and this replica with {_described(own, (own, *sizes))}: "
+        "a shard of one size is none of the other. "
+        f"Start this replica with {_described(sizes[0], (own, sizes[0]))}, or let it load from storage: then it is "
+        "the first source of its size"
     )
+
+
+def _described(sizes: Sizes, among: Sequence[Sizes]) -> str:
+    """Return those of the sizes, in words, that are not the same in all."""
+    told = [(field.name, {getattr(other, field.name) for other in among}) for field in fields(Sizes)]
+    return " and ".join(f"{name} parallel size {getattr(sizes, name)}" for name, values in told if len(values) > 1)

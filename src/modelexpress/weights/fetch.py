@@ -120,7 +120,7 @@ class Fetch:
                 found = Seeker(lost.source_id, complain, tell).seek(lost.above, asking)
             if found is not None:
                 return found
-        timeout = max(self.settings.source_query_timeout, 0.1)
+        timeout = self.settings.answer_timeout
         try:
             with Client(self.registry, timeout=timeout) as client:
                 with self.journal.stage("find sources"):

@@ -22,15 +22,16 @@ DATA_ALIGNMENT = 64  # bytes; one cache line, and at least every element type's 
 METADATA_KEY = "__metadata__"
 
 
-def parse_header(content: bytes | mmap, file: Path) -> tuple[StoredTensor, ...]:
+def parse_header(content: bytes | mmap, file: Path, nbytes: int | None = None) -> tuple[StoredTensor, ...]:
     """Return the tensors of a safetensors file in the order of their bytes.
 
     Args:
-        content: The whole file.
+        content: The whole file, or its beginning up to the first tensor.
         file: Its name, for the result and for messages.
+        nbytes: Of the whole file, where `content` is less.
 
     Raises:
-        CheckpointError: The content is not a complete safetensors file. Everything is checked: lengths
+        CheckpointError: The content is not that of a complete safetensors file. Everything is checked: lengths
             against the file, sizes against shapes and dtypes, and that tensors neither overlap nor leave
             holes.
     """
@@ -44,7 +45,7 @@ def parse_header(content: bytes | mmap, file: Path) -> tuple[StoredTensor, ...]:
     _check_metadata(header.pop(METADATA_KEY, None), file)
     tensors = [_parse_tensor(name, fields, data_start, file) for name, fields in header.items()]
     tensors.sort(key=lambda tensor: (tensor.offset, tensor.nbytes))
-    _check_contiguous(tensors, data_start, len(content), file)
+    _check_contiguous(tensors, data_start, len(content) if nbytes is None else nbytes, file)
     return tuple(tensors)
 
 

@@ -15,12 +15,12 @@ from pathlib import Path
 from typing import Self
 
 from modelexpress.errors import CheckpointError
+from modelexpress.weights.folder_lock import is_at, lock_folder
 
 PREFIX = ".mx-partial-"
 
 _AT_FDCWD = -100  # linux/fcntl.h: paths are relative to the working directory
 _RENAME_EXCHANGE = 2  # linux/fs.h: swap two paths in one step
-_NO_LOCKS = (errno.EBADF, errno.EINVAL, errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)
 
 
 class StagingFolder:
@@ -47,7 +47,7 @@ class StagingFolder:
 
     def __enter__(self) -> Self:
         try:
-            self._refuse_occupied()
+            self.check()
             self._create_parents()
             remove_abandoned(self._out.parent)
             while not self._create():
@@ -75,7 +75,7 @@ class StagingFolder:
             CheckpointError: `out` has been occupied meanwhile, or the disk failed.
         """
         try:
-            self._refuse_occupied()
+            self.check()
             for parent, _, names in os.walk(self.path, topdown=False):
                 for name in names:
                     _synchronise(Path(parent, name))
@@ -89,7 +89,12 @@ class StagingFolder:
             raise CheckpointError(f"cannot complete {self._out}: {error.strerror}; try again") from error
         return self._out
 
-    def _refuse_occupied(self) -> None:
+    def check(self) -> None:
+        """Check that `out` can be published to, as entering and `publish` do.
+
+        Raises:
+            CheckpointError: It is a file, a mount point, or occupied.
+        """
         if not self._out.exists():
             return
         if not self._out.is_dir():
@@ -114,20 +119,15 @@ class StagingFolder:
         """Create and lock the hidden folder; return False if another process took it for an abandoned one."""
         self.path.mkdir()
         try:
-            self._lock = os.open(self.path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except (BlockingIOError, FileNotFoundError):
-            self._unlock()
+            # Where no folder can be locked (NFS) it is safe all the same, as nobody else gets the lock either. It is
+            # only not tidied up after a crash.
+            lock = lock_folder(self.path)
+        except BlockingIOError:
             return False
-        except OSError as error:
-            # A file system without folder locks (NFS). Nobody else gets the lock there either, so that the
-            # folder is safe, and is only not tidied up after a crash.
-            if error.errno not in _NO_LOCKS:
-                raise
-        if _is_at(self._lock, self.path):
-            return True
-        self._unlock()
-        return False
+        if lock is None:
+            return False
+        self._lock = lock
+        return True
 
     def _unlock(self) -> None:
         if self._lock >= 0:
@@ -155,17 +155,10 @@ def _remove_if_abandoned(path: Path) -> None:
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         # It may have been renamed into place since it was listed; then nothing, or another folder, is here.
-        if os.fstat(descriptor).st_uid == os.geteuid() and _is_at(descriptor, path):
+        if os.fstat(descriptor).st_uid == os.geteuid() and is_at(descriptor, path):
             shutil.rmtree(path)
     finally:
         os.close(descriptor)
-
-
-def _is_at(descriptor: int, path: Path) -> bool:
-    try:
-        return os.path.samestat(os.fstat(descriptor), path.stat(follow_symlinks=False))
-    except FileNotFoundError:
-        return False
 
 
 def _synchronise(path: Path) -> None:

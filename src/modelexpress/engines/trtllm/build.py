@@ -1,22 +1,28 @@
 """Building an engine from a checkpoint: `trtllm-build`, as a process of its own."""
 
 import logging
+import os
 import shutil
+import signal
 import subprocess
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from modelexpress.engines.trtllm.errors import BuilderMissing, BuildFailed
 from modelexpress.settings import Settings
+from modelexpress.weights.staging_folder import StagingFolder
 
 logger = logging.getLogger(__name__)
 
 BUILDER = "trtllm-build"
 
 BuildConfig = Mapping[str, object]
-"""Options of `trtllm-build` without their dashes, and their values; None leaves an option out."""
+"""Options of `trtllm-build` without their dashes, and their values.
+
+True stands for an option that has no value; None and False leave one out.
+"""
 
 
 def default_build_config(settings: Settings) -> dict[str, object]:
@@ -44,40 +50,56 @@ def find_builder() -> Path:
 def build_engine(builder: Path, checkpoint: Path, engine: Path, config: BuildConfig) -> Path:
     """Build an engine and return its folder. What the builder prints appears on standard error as it comes.
 
-    An engine that is there is replaced; of one that could not be built nothing is left.
+    It is built under a hidden name beside its folder, and moved into place when it is complete: one that is there stays
+    until then. Of one that could not be built nothing is left.
 
     Args:
         builder: The program.
         checkpoint: What to build from.
-        engine: The folder to build into.
+        engine: The folder of the engine.
         config: The builder's options.
 
     Raises:
         BuildFailed: The builder ended with an error, or could not be started.
+        CheckpointError: The engine's folder cannot be created or replaced.
     """
-    shutil.rmtree(engine, ignore_errors=True)
-    engine.mkdir(parents=True)
-    command = [str(builder), "--checkpoint_dir", str(checkpoint), "--output_dir", str(engine)]
-    for name, value in config.items():
-        if value is not None:
-            command += [f"--{name}", str(value)]
-    logger.info("running %s", " ".join(command))
     started = time.perf_counter()
-    try:
-        # Standard output belongs to the caller, who may print something for programs there.
-        code = subprocess.run(command, stdin=subprocess.DEVNULL, stdout=sys.__stderr__, check=False).returncode
-    except OSError as error:
-        shutil.rmtree(engine, ignore_errors=True)
-        raise BuildFailed(f"{builder} cannot be started: {error.strerror}; install TensorRT-LLM again") from error
-    except BaseException:  # Ctrl-C and the like, which end the builder, too; raised again
-        shutil.rmtree(engine, ignore_errors=True)
-        raise
-    seconds = time.perf_counter() - started
-    if code != 0:
-        shutil.rmtree(engine, ignore_errors=True)
-        logger.error(
-            "%s ended with code %d after %.1f s; the checkpoint is complete: %s", BUILDER, code, seconds, checkpoint
-        )
-        raise BuildFailed(f"{BUILDER} failed with code {code}")
+    with StagingFolder(engine, overwrite=True) as staging:
+        code = _run(_command(builder, checkpoint, staging.path, config))
+        seconds = time.perf_counter() - started
+        if code != 0:
+            logger.error(
+                "%s ended with code %d after %.1f s; the checkpoint is complete: %s", BUILDER, code, seconds, checkpoint
+            )
+            raise BuildFailed(f"{BUILDER} failed with code {code}")
+        staging.publish()
     logger.info("engine built in %.1f s: %s", seconds, engine)
     return engine
+
+
+def _command(builder: Path, checkpoint: Path, output: Path, config: BuildConfig) -> list[str]:
+    command = [str(builder), "--checkpoint_dir", str(checkpoint), "--output_dir", str(output)]
+    for name, value in config.items():
+        if value is True:
+            command.append(f"--{name}")
+        elif value is not None and value is not False:
+            command += [f"--{name}", str(value)]
+    return command
+
+
+def _run(command: Sequence[str]) -> int:
+    """Run a program with all that it starts, and return its exit status."""
+    logger.info("running %s", " ".join(command))
+    try:
+        # Standard output belongs to the caller, who may print something for programs there.
+        process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=sys.__stderr__, start_new_session=True)
+    except OSError as error:
+        raise BuildFailed(f"{command[0]} cannot be started: {error.strerror}; install TensorRT-LLM again") from error
+    try:
+        # It is not reaped yet, so that the number of its group cannot be another's.
+        os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOWAIT)
+    finally:
+        # Also when this process is told to end. Nothing that the program left running may write to the engine.
+        os.killpg(process.pid, signal.SIGKILL)
+        code = process.wait()
+    return code

@@ -1,5 +1,6 @@
 """A TensorRT-LLM checkpoint folder: its configuration, kept byte for byte, and the files of its ranks."""
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -8,11 +9,14 @@ from typing import Any
 from modelexpress.engines.trtllm.errors import CheckpointFileMissing
 from modelexpress.errors import CheckpointError
 from modelexpress.weights.side_files import read_side_file
-from modelexpress.weights.small_files import damaged, parse_json_object
+from modelexpress.weights.small_files import damaged, listed, parse_json_object
 
 CONFIG_NAME = "config.json"
 
-_MOST_RANKS = 4096
+MOST_RANKS = 4096
+"""No checkpoint has more."""
+
+_RANK_NAME = re.compile(r"rank(\d+)\.safetensors", re.ASCII)
 
 
 @dataclass(frozen=True)
@@ -51,7 +55,12 @@ class CheckpointConfig:
         fields = parse_json_object(content, path)
         mapping = _object(fields, "mapping", path)
         tensor, pipeline, context = (_size(mapping, name, 1, path) for name in ("tp_size", "pp_size", "cp_size"))
-        world = _size(mapping, "world_size", tensor * pipeline * context, path)
+        product = tensor * pipeline * context
+        world = _size(mapping, "world_size", product, path)
+        if world != product:
+            raise CheckpointError(
+                f"{path} has the world_size {world}, but tp_size, pp_size and cp_size make {product}: convert it again"
+            )
         quantization = _object(fields, "quantization", path).get("quant_algo") or ""
         return cls(content, fields, world, tensor, pipeline, str(fields.get("dtype") or ""), str(quantization))
 
@@ -79,6 +88,7 @@ def rank_paths(folder: Path, world_size: int) -> tuple[Path, ...]:
 
     Raises:
         CheckpointFileMissing: A file is not there.
+        CheckpointError: There are files of ranks that the configuration does not count.
     """
     paths = tuple(folder / rank_name(rank) for rank in range(world_size))
     for path in paths:
@@ -86,6 +96,13 @@ def rank_paths(folder: Path, world_size: int) -> tuple[Path, ...]:
             raise CheckpointFileMissing(
                 f"Weights not found: {path}; {CONFIG_NAME} asks for {world_size} ranks: convert the checkpoint again"
             )
+    found = (_RANK_NAME.fullmatch(path.name) for path in folder.iterdir())
+    surplus = [name[0] for name in found if name and int(name[1]) >= world_size]
+    if surplus:
+        raise CheckpointError(
+            f"{folder} has {listed(surplus)} beside the {world_size} ranks of {CONFIG_NAME}: "
+            "convert the checkpoint again, into an empty folder"
+        )
     return paths
 
 
@@ -98,8 +115,8 @@ def _object(fields: Mapping[str, Any], name: str, path: Path) -> Mapping[str, An
 
 def _size(mapping: Mapping[str, Any], name: str, default: int, path: Path) -> int:
     value = mapping.get(name, default)
-    if type(value) is not int or not 1 <= value <= _MOST_RANKS:
+    if type(value) is not int or not 1 <= value <= MOST_RANKS:
         raise CheckpointError(
-            f"{path} has the {name} {value!r:.50}, which must be a number from 1 to {_MOST_RANKS}: convert it again"
+            f"{path} has the {name} {value!r:.50}, which must be a number from 1 to {MOST_RANKS}: convert it again"
         )
     return value

@@ -1,18 +1,20 @@
 """The loader that TensorRT-LLM hands the loading of a model to, from version 1.3 on."""
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
 
 from modelexpress.engines.process_worker import process_worker
+from modelexpress.engines.restoring import restored_on_error
 from modelexpress.engines.trtllm.delegated_identity import delegated_identity
 from modelexpress.engines.trtllm.harmless import harmless
 from modelexpress.engines.trtllm.native import native, without_unknown
 from modelexpress.engines.trtllm.place import device_index, place_of
 from modelexpress.engines.trtllm.presharded import RUNTIME_ALIASES
 from modelexpress.engines.trtllm.rank_log import rank_log
+from modelexpress.engines.trtllm.registry_address import with_registry
 from modelexpress.errors import ConfigurationError, ModelExpressError
 from modelexpress.identity import SourceIdentity
 from modelexpress.peer import Publication, Worker
@@ -25,6 +27,9 @@ from modelexpress.weights.rank_tensors import every_part, rank_tensors
 from modelexpress.weights.settle import settle
 
 logger = logging.getLogger(__name__)
+
+_SMALL_BYTES = 1 << 20
+"""Parameters of no more bytes than this are restored after a failed load; checkpoints hold the larger ones."""
 
 
 class MxModelLoader:
@@ -67,10 +72,7 @@ class MxModelLoader:
         self._prepare = prepare_post_transform_receiver
         self._version = transform_protocol_version
         self._p2p_enabled = p2p_enabled
-        self._settings = Settings.read()
-        if mx_server_url:
-            registry = Settings(registry=mx_server_url).registry
-            self._settings = self._settings.model_copy(update={"registry": registry})
+        self._settings = with_registry(mx_server_url, Settings.read())
         self._place = place_of(mapping)
         self._publication: Publication | None = None
         self.p2p_succeeded = False
@@ -146,7 +148,8 @@ class MxModelLoader:
         if worker is not None:
             # What lies within other tensors is not received by itself, and must move with them.
             settle(catalogue(every_part(model)))
-        report = load(tensors, identity, rank, worker=worker, settings=self._settings)
+        with restored_on_error(_not_loaded_natively(model, tensors)):
+            report = load(tensors, identity, rank, worker=worker, settings=self._settings)
         if worker is not None:
             self._publication = _publication_of(worker, identity)
         logger.info("[Worker %d] the weights came from a peer:\n%s", rank, report)
@@ -173,6 +176,12 @@ class MxModelLoader:
 
     def _worker(self) -> Worker | None:
         return process_worker(device_index(self._place), self._settings)
+
+
+def _not_loaded_natively(model: torch.nn.Module, tensors: Mapping[str, torch.Tensor]) -> list[torch.Tensor]:
+    """Return what a checkpoint may not hold: everything that is no parameter, and the small parameters."""
+    parameters = {name for name, _ in model.named_parameters(remove_duplicate=False)}
+    return [tensor for name, tensor in tensors.items() if name not in parameters or tensor.nbytes <= _SMALL_BYTES]
 
 
 def _publication_of(worker: Worker, identity: SourceIdentity) -> Publication | None:

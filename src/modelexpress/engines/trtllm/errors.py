@@ -17,6 +17,10 @@ class CheckpointFileMissing(CheckpointError, FileNotFoundError):
     """The checkpoint folder lacks its configuration or the file of a rank."""
 
 
+class NoSpace(CheckpointError):
+    """The disk has no room for a checkpoint, or a limit allows none."""
+
+
 class TransferFailed(LoadError, RuntimeError):
     """A rank could not be received from any source; what has arrived is kept for the next attempt."""
 
@@ -26,4 +30,4 @@ class BuilderMissing(ConfigurationError, FileNotFoundError):
 
 
 class BuildFailed(ModelExpressError, RuntimeError):
-    """`trtllm-build` ended with an error, and no engine is left behind."""
+    """`trtllm-build` ended with an error; an engine that was there before stays."""

@@ -57,7 +57,7 @@ def await_published(
     pause, said = _FIRST_PAUSE, started - _SAY_EVERY
     seen = _Seen(None, "")
     cause: RegistryUnreachable | None = None
-    with Client(registry, timeout=max(settings.source_query_timeout, 0.1)) as client:
+    with Client(registry, timeout=settings.answer_timeout) as client:
         while True:
             try:
                 seen, cause = _look(client, model_name, source_id), None

@@ -4,7 +4,7 @@ import hashlib
 import re
 from collections.abc import Iterable, Mapping
 
-from modelexpress.engines.trtllm.config import CheckpointConfig
+from modelexpress.engines.trtllm.config import MOST_RANKS, CheckpointConfig
 from modelexpress.identity import BackendFramework, SourceIdentity
 from modelexpress.transfer.manifest import Manifest
 
@@ -61,7 +61,10 @@ def world_size_of(identity: SourceIdentity) -> int | None:
     if identity.backend_framework is not BackendFramework.TRT_LLM or said.get(LAYOUT_KEY) != LAYOUT:
         return None
     size = said.get(WORLD_SIZE_KEY, "")
-    return int(size) if size.isascii() and size.isdigit() and int(size) > 0 else None
+    # Anybody may publish anything: thousands of digits are no number to Python, and thousands of ranks no checkpoint.
+    if not (size.isascii() and size.isdigit() and len(size) <= len(str(MOST_RANKS))):
+        return None
+    return int(size) if 1 <= int(size) <= MOST_RANKS else None
 
 
 def _content(manifests: Iterable[Manifest]) -> str:

@@ -11,6 +11,7 @@ from modelexpress.engines.trtllm.naming import model_name_of
 from modelexpress.engines.trtllm.place import Place, place_of
 from modelexpress.engines.trtllm.presharded import RUNTIME_ALIASES, mark_presharded
 from modelexpress.engines.trtllm.rank_log import rank_log
+from modelexpress.engines.trtllm.registry_address import with_registry
 from modelexpress.engines.trtllm.roles import Role, role_of
 from modelexpress.errors import ConfigurationError, ModelExpressError, NoSourceFound
 from modelexpress.settings import Settings
@@ -31,15 +32,12 @@ class LiveWeightLoader:
 
     def __init__(self, build: BuildIdentity, mx_server: str | None = None) -> None:
         self._build = build
-        self._mx_server = mx_server
+        self.mx_server = mx_server
 
     @property
     def settings(self) -> Settings:
         """The settings of the environment as it is now: engines change it between two calls."""
-        settings = Settings.read()
-        if not self._mx_server:
-            return settings
-        return settings.model_copy(update={"registry": Settings(registry=self._mx_server).registry})
+        return with_registry(self.mx_server, Settings.read())
 
     def load_weights(self, checkpoint_dir: str, mapping: Any = None, model: Any = None, **_: Any) -> dict[str, Any]:
         """Fill a model with exactly this rank's shard, as the source's loader left it, before its post-load step.
@@ -65,7 +63,7 @@ class LiveWeightLoader:
             raise ConfigurationError("there is no model to fill: the engine passes `model=` with LoadFormat.PRESHARDED")
         settings, place = self.settings, place_of(mapping, model)
         mark_presharded(model, False)  # until it is true: where this fails, the engine reads a checkpoint
-        note_checkpoint(model, str(checkpoint_dir))
+        note_checkpoint(model, str(checkpoint_dir), self.mx_server)
         with rank_log(place.rank, settings):
             try:
                 self._receive(model, model_name_of(settings.model_name or str(checkpoint_dir)), place, settings)

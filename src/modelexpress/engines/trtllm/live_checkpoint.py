@@ -103,7 +103,7 @@ class LiveCheckpointLoader:
     def _read(self, checkpoint_dir: str, mapping: Any, model: Any, kwargs: dict[str, Any]) -> dict[str, Any]:
         if model is not None:
             mark_presharded(model, False)  # the engine has marked it before it asked for weights
-            note_checkpoint(model, str(checkpoint_dir))
+            note_checkpoint(model, str(checkpoint_dir), self.weight_loader.mx_server)
         read = native("hf.weight_loader", "HfWeightLoader")().load_weights
         found: dict[str, Any] = read(checkpoint_dir, mapping=mapping, **without_unknown(read, kwargs))
         return found

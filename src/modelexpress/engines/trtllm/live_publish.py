@@ -3,8 +3,7 @@
 import logging
 import threading
 import weakref
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass
 from enum import Enum
 from typing import Any
@@ -13,10 +12,12 @@ import torch
 
 from modelexpress.engines.process_worker import process_worker
 from modelexpress.engines.trtllm.harmless import harmless
+from modelexpress.engines.trtllm.late import what_may_change
 from modelexpress.engines.trtllm.naming import model_name_of
 from modelexpress.engines.trtllm.place import Place, device_index, place_of
 from modelexpress.engines.trtllm.presharded import RUNTIME_ALIASES
 from modelexpress.engines.trtllm.rank_log import rank_log
+from modelexpress.engines.trtllm.registry_address import with_registry
 from modelexpress.engines.trtllm.roles import offers_weights
 from modelexpress.errors import ConfigurationError
 from modelexpress.identity import SourceIdentity
@@ -30,11 +31,8 @@ logger = logging.getLogger(__name__)
 BuildIdentity = Callable[..., SourceIdentity]
 """Makes an identity of a name and sizes; engines put one of their own in the place of this package's."""
 
-_STEPS = ("post_load_weights", "transform_weights", "process_weights_after_loading")
-"""What modules are called that change weights after loading."""
-
-
 _NOT = "not becoming a source"
+_UNSEEN = "what is offered could not be looked at, and targets must find out by themselves"
 
 
 class Attempt(Enum):
@@ -43,6 +41,16 @@ class Attempt(Enum):
     FAILED = "failed"
     LEFT_OUT = "left out"
     """This worker is to offer nothing."""
+    TOO_LATE = "too late"
+    """The engine was up before anybody offered it."""
+
+
+@dataclass(frozen=True)
+class _Origin:
+    """Where a model's weights come from: the checkpoint, and the registry that its loader was told (None: none)."""
+
+    folder: str
+    mx_server: str | None
 
 
 @dataclass
@@ -50,16 +58,22 @@ class _Known:
     """What is known of the models of this process, as long as they live."""
 
     attempts: weakref.WeakKeyDictionary[torch.nn.Module, Attempt | UnprocessedSource]
-    folders: weakref.WeakKeyDictionary[torch.nn.Module, str]
+    origins: weakref.WeakKeyDictionary[torch.nn.Module, _Origin]
     lock: threading.Lock
 
 
 _known = _Known(weakref.WeakKeyDictionary(), weakref.WeakKeyDictionary(), threading.Lock())
 
 
-def note_checkpoint(model: torch.nn.Module, folder: str) -> None:
-    """Note where a model's weights come from: it is offered under that name where MODEL_NAME gives none."""
-    _known.folders[model] = folder
+def note_checkpoint(model: torch.nn.Module, folder: str, mx_server: str | None = None) -> None:
+    """Note where a model's weights come from.
+
+    Args:
+        model: This rank's.
+        folder: It is offered under that name where MODEL_NAME gives none.
+        mx_server: It is offered at that registry; None: at the one of the environment.
+    """
+    _known.origins[model] = _Origin(folder, mx_server)
 
 
 def offer_model(model: Any, build: BuildIdentity) -> None:
@@ -71,13 +85,15 @@ def offer_model(model: Any, build: BuildIdentity) -> None:
         model: This rank's, with its weights in place.
         build: Makes the identity.
     """
-    settings = Settings.read()
-    with harmless(_NOT), _log_of(model, settings) as place:
+    with harmless(_NOT), _known.lock:
         if not isinstance(model, torch.nn.Module):
             logger.warning("%s: a %s has no parameters", _NOT, type(model).__name__)
             return
-        with _known.lock:
-            known = _known.attempts.get(model)
+        known = _known.attempts.get(model)
+        # Before anything can fail: what failed once, wherever it did, is not made up for.
+        _known.attempts.setdefault(model, Attempt.FAILED)
+        settings, place = _settings_for(model), place_of(model=model)
+        with rank_log(place.rank, settings):
             if known is not None:
                 logger.info("this model has had its attempt to become a source (%s)", _outcome(known))
                 return
@@ -88,61 +104,63 @@ def look_after_model(worker: Any, build: BuildIdentity) -> None:
     """See to the model of an engine that is up: look whether what is offered of it is as it was. Never raises.
 
     A model that was not offered before its post-load step is not offered now: targets take that step themselves.
-    One without such a step is the same before and after.
+    One that cannot have such a step is the same before and after.
 
     Args:
         worker: The engine's, with `engine.model_engine.model`.
         build: Makes the identity.
     """
-    settings = Settings.read()
-    model = getattr(getattr(getattr(worker, "engine", None), "model_engine", None), "model", None)
-    if not isinstance(model, torch.nn.Module):
-        logger.warning("%s: this worker has no model of torch at engine.model_engine.model", _NOT)
-        return
-    known = _known.attempts.get(model)
-    if known is None and not _has_step(model):
-        offer_model(model, build)
-        return
-    with harmless(_NOT), _log_of(model, settings):
-        if isinstance(known, UnprocessedSource):
-            _look_after(known)
-        else:
-            logger.warning(
-                "%s (%s): the post-load step is over, and targets would take it a second time; publish_model_params "
-                "must be called before it",
-                _NOT,
-                _outcome(known),
-            )
+    with harmless(_NOT):
+        model = getattr(getattr(getattr(worker, "engine", None), "model_engine", None), "model", None)
+        if not isinstance(model, torch.nn.Module):
+            logger.warning("%s: this worker has no model of torch at engine.model_engine.model", _NOT)
+            return
+        known = _known.attempts.get(model)
+        reason = _outcome(known)
+        if known is None:
+            _known.attempts[model] = Attempt.TOO_LATE
+            suspect = what_may_change(model)
+            if suspect is None:
+                del _known.attempts[model]
+                offer_model(model, build)
+                return
+            reason = f"it was not offered, and {suspect} may have changed its weights"
+        with rank_log(place_of(model=model).rank, _settings_for(model)):
+            if isinstance(known, UnprocessedSource):
+                after_post_load(model)
+            else:
+                logger.warning(
+                    "%s (%s): the post-load step is over, and targets would take it a second time; "
+                    "publish_model_params must be called before it",
+                    _NOT,
+                    reason,
+                )
 
 
 def after_post_load(model: torch.nn.Module) -> tuple[str, ...]:
-    """Look, after the post-load step, whether it wrote into what is offered; then this is a source no longer.
+    """Look, after the post-load step, whether what is offered is as it was, and still the model's (`after_processing`).
+
+    If not, this is a source no longer.
 
     Returns:
         The names of tensors that were changed; none where the model is not offered. Never raises.
     """
-    known = _known.attempts.get(model)
-    return _look_after(known) if isinstance(known, UnprocessedSource) else ()
-
-
-def _look_after(source: UnprocessedSource) -> tuple[str, ...]:
-    with harmless("what is offered could not be looked at, and targets must find out by themselves"):
-        return source.after_processing()
+    with harmless(_UNSEEN):
+        known = _known.attempts.get(model)
+        return known.after_processing() if isinstance(known, UnprocessedSource) else ()
     return ()
 
 
-@contextmanager
-def _log_of(model: Any, settings: Settings) -> Iterator[Place]:
-    place = place_of(model=model)
-    with rank_log(place.rank, settings):
-        yield place
+def _settings_for(model: torch.nn.Module) -> Settings:
+    origin = _known.origins.get(model)
+    return with_registry(origin.mx_server if origin else None, Settings.read())
 
 
 def _attempt(
     model: torch.nn.Module, build: BuildIdentity, place: Place, settings: Settings
 ) -> Attempt | UnprocessedSource:
     if not offers_weights(settings):
-        logger.info("this worker offers no weights: it is a target, or MODEL_EXPRESS_URL names no registry")
+        logger.info("this worker offers no weights: it is a target, or is told of no registry (MODEL_EXPRESS_URL)")
         return Attempt.LEFT_OUT
     if not settings.p2p_metadata:
         logger.info("this worker offers no weights: MX_P2P_METADATA=0")
@@ -187,7 +205,8 @@ def _name(model: torch.nn.Module, settings: Settings) -> str:
         ConfigurationError: There is none. Under a word for that, models that differ would be taken for one another.
     """
     holder = getattr(getattr(model, "model_config", None), "pretrained_config", None) or getattr(model, "config", None)
-    named = settings.model_name or _known.folders.get(model) or getattr(holder, "_name_or_path", "")
+    origin = _known.origins.get(model)
+    named = settings.model_name or (origin and origin.folder) or getattr(holder, "_name_or_path", "")
     if not named:
         raise ConfigurationError(
             "the model has no name to be offered under: set MODEL_NAME, here and where it is asked for"
@@ -203,10 +222,6 @@ def identity_at(build: BuildIdentity, name: str, place: Place) -> SourceIdentity
         pp_size=place.pipeline_parallel_size,
         ep_size=place.expert_parallel_size,
     )
-
-
-def _has_step(model: torch.nn.Module) -> bool:
-    return any(callable(getattr(module, step, None)) for module in model.modules() for step in _STEPS)
 
 
 def _outcome(known: Attempt | UnprocessedSource | None) -> str:

@@ -1,11 +1,11 @@
 """The folder that a checkpoint is received into: it outlives an interrupted load, and the next one goes on there."""
 
 import errno
-import fcntl
 import mmap
 import os
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -14,7 +14,9 @@ from typing import Self
 import numpy as np
 
 from modelexpress.engines.trtllm.config import rank_name
+from modelexpress.engines.trtllm.errors import NoSpace
 from modelexpress.errors import CheckpointError
+from modelexpress.weights.folder_lock import lock_folder
 from modelexpress.weights.staging_folder import StagingFolder
 
 PARTIAL_NAME = ".checkpoint-partial"
@@ -51,17 +53,15 @@ class MappedFile:
 
     def has_data(self, offset: int, nbytes: int) -> bool:
         """Return whether anything was ever written to a range of the file."""
-        descriptor = os.open(self.path, os.O_RDONLY | os.O_CLOEXEC)
         try:
-            return os.lseek(descriptor, offset, os.SEEK_DATA) < offset + nbytes
+            with self.path.open("rb") as file:
+                return os.lseek(file.fileno(), offset, os.SEEK_DATA) < offset + nbytes
         except OSError as error:
             return error.errno != errno.ENXIO  # nothing but a hole follows; other file systems cannot tell
-        finally:
-            os.close(descriptor)
 
 
 class PartialFolder:
-    """A hidden folder beside the checkpoint, used by one load at a time.
+    """A hidden folder beside the checkpoint, used by one load at a time where folders can be locked.
 
     Args:
         output: Where the checkpoint's folder is to be.
@@ -71,7 +71,8 @@ class PartialFolder:
         path: The hidden folder.
 
     Raises:
-        CheckpointError: On entering: it cannot be created, or another load uses it.
+        CheckpointError: On entering: it cannot be created, another load uses it, or no folder can be moved to the
+            checkpoint's place.
     """
 
     def __init__(self, output: Path, name: str) -> None:
@@ -81,21 +82,18 @@ class PartialFolder:
 
     def __enter__(self) -> Self:
         try:
-            self.path.mkdir(parents=True, exist_ok=True)
-            self._lock = os.open(self.path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
-            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            StagingFolder(self._target, overwrite=True).check()
+            self._lock = self._create()
         except BlockingIOError:
-            self._unlock()
             raise CheckpointError(f"another load writes into {self.path.parent}: name another output folder") from None
         except OSError as error:
-            self._unlock()
             raise CheckpointError(f"cannot create {self.path}: {error.strerror}; choose another folder") from error
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._unlock()
+        os.close(self._lock)
 
     def discard(self) -> None:
         """Remove it with all that was received."""
@@ -108,17 +106,25 @@ class PartialFolder:
             rank: Which file is meant.
             header: Its first bytes.
             nbytes: Of the whole file.
+
+        Raises:
+            CheckpointError: It is there and cannot be mapped.
         """
         path = self.path / rank_name(rank)
         # With a second name it is also part of a checkpoint that is in place, which must not be written to.
-        if not _begins_with(path, header, nbytes) or path.stat().st_nlink > 1:
+        found = _stat_of(path, header, nbytes)
+        if found is None or found.st_nlink > 1:
             return None
         return MappedFile(path, _map(path, nbytes, os.O_RDWR), used=True)
 
     def in_place(self, rank: int, header: bytes, nbytes: int) -> MappedFile | None:
-        """Return the same file of the checkpoint that is in place, to be compared; None without one."""
+        """Return the same file of the checkpoint that is in place, to be compared; None without one.
+
+        Raises:
+            CheckpointError: It is there and cannot be mapped.
+        """
         path = self._target / rank_name(rank)
-        if not _begins_with(path, header, nbytes):
+        if _stat_of(path, header, nbytes) is None:
             return None
         return MappedFile(path, _map(path, nbytes, os.O_RDONLY), used=True)
 
@@ -136,7 +142,8 @@ class PartialFolder:
         """Return a new file with all its disk space reserved, so that a full disk is found before anything arrives.
 
         Raises:
-            CheckpointError: There is no space, or the folder cannot be written to.
+            NoSpace: The disk is full, or a limit is reached.
+            CheckpointError: The folder cannot be written to.
         """
         path = self.path / rank_name(rank)
         try:
@@ -160,31 +167,42 @@ class PartialFolder:
             files: What belongs beside them, by path.
 
         Raises:
-            CheckpointError: The disk failed or is full.
+            CheckpointError: The disk failed or is full, or the place is occupied; what was received stays here.
         """
+        names = [rank_name(rank) for rank in range(world_size)]
         with StagingFolder(self._target, overwrite=True) as staging:
             try:
                 for path, content in files.items():
                     (staging.path / path).parent.mkdir(parents=True, exist_ok=True)
                     (staging.path / path).write_bytes(content)
-                for rank in range(world_size):
-                    (self.path / rank_name(rank)).rename(staging.path / rank_name(rank))
-            except OSError as error:
-                raise CheckpointError(f"cannot complete {self._target}: {error.strerror}; try again") from error
-            staging.publish()
+                for name in names:
+                    (self.path / name).rename(staging.path / name)
+                staging.publish()
+            except BaseException as error:  # Ctrl-C, too, must not throw away what was received; it is raised again
+                self._take_back(staging.path, names)
+                if isinstance(error, OSError):
+                    raise CheckpointError(f"cannot complete {self._target}: {error.strerror}; try again") from error
+                raise
         self.discard()
         return self._target
 
-    def _unlock(self) -> None:
-        if self._lock >= 0:
-            os.close(self._lock)
-            self._lock = -1
+    def _create(self) -> int:
+        while True:
+            self.path.mkdir(parents=True, exist_ok=True)
+            # A load that ends removes the folder: then its lock is nobody's, and the next folder has another.
+            if (lock := lock_folder(self.path)) is not None:
+                return lock
+
+    def _take_back(self, staging: Path, names: Iterable[str]) -> None:
+        for name in names:
+            with suppress(OSError):  # it never left, or lies where the checkpoint belongs already
+                (staging / name).rename(self.path / name)
 
     def _cannot_write(self, rank: int, nbytes: int, error: OSError) -> CheckpointError:
         if error.errno not in _NO_SPACE:
             return CheckpointError(f"cannot write in {self.path}: {error.strerror}; choose another folder")
         disk = os.statvfs(self.path)
-        return CheckpointError(
+        return NoSpace(
             f"rank {rank} needs {nbytes} bytes in {self.path}, where {disk.f_bavail * disk.f_frsize} are available: "
             f"{error.strerror}; free space, raise the limit, or choose another disk"
         )
@@ -194,7 +212,7 @@ def make_durable(path: Path) -> None:
     """Wait until a file is on disk.
 
     Raises:
-        CheckpointError: The disk failed.
+        CheckpointError: The disk failed; the file is removed.
     """
     try:
         descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
@@ -203,21 +221,29 @@ def make_durable(path: Path) -> None:
         finally:
             os.close(descriptor)
     except OSError as error:
+        with suppress(OSError):
+            # In memory it still looks right, and a second attempt would report success: nobody may go on with it.
+            path.unlink()
         raise CheckpointError(f"the disk of {path} failed: {error.strerror}") from error
 
 
-def _begins_with(path: Path, header: bytes, nbytes: int) -> bool:
+def _stat_of(path: Path, header: bytes, nbytes: int) -> os.stat_result | None:
+    """Return what is known of a file of that size that begins with the header; None: there is no such file."""
     try:
         with path.open("rb") as file:
-            return os.fstat(file.fileno()).st_size == nbytes and file.read(len(header)) == header
+            found = os.fstat(file.fileno())
+            return found if found.st_size == nbytes and file.read(len(header)) == header else None
     except OSError:
-        return False
+        return None
 
 
 def _map(path: Path, nbytes: int, flags: int) -> mmap.mmap:
-    descriptor = os.open(path, flags | os.O_CLOEXEC)
+    protection = mmap.PROT_READ | (mmap.PROT_WRITE if flags == os.O_RDWR else 0)
     try:
-        protection = mmap.PROT_READ | (mmap.PROT_WRITE if flags == os.O_RDWR else 0)
-        return mmap.mmap(descriptor, nbytes, prot=protection)
-    finally:
-        os.close(descriptor)
+        descriptor = os.open(path, flags | os.O_CLOEXEC)
+        try:
+            return mmap.mmap(descriptor, nbytes, prot=protection)
+        finally:
+            os.close(descriptor)
+    except OSError as error:
+        raise CheckpointError(f"cannot map {path}: {error.strerror}; remove it, or choose another folder") from error

@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from modelexpress.client import Client
+from modelexpress.engines.trtllm.registry_address import registry_address
 from modelexpress.errors import ModelExpressError
 from modelexpress.identity import SourceIdentity
 from modelexpress.settings import Settings
@@ -26,8 +27,8 @@ class ProbingClient:
 
     def __init__(self, server_url: str | None = None) -> None:
         settings = Settings.read()
-        address = Settings(registry=server_url).registry if server_url else settings.registry
-        self._client = Client(address, timeout=max(settings.source_query_timeout, 0.1))
+        address = registry_address(server_url, settings)
+        self._client = Client(address, timeout=settings.answer_timeout)
 
     def list_sources(
         self, identity: SourceIdentity | None = None, status_filter: SourceStatus | None = SourceStatus.READY, **_: Any

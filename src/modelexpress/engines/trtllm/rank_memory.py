@@ -19,6 +19,9 @@ from modelexpress.wire.records import TensorSpec
 Advance = Callable[[int], None]
 """Told how many more bytes have been read."""
 
+FileState = tuple[int, int, int]
+"""Inode, size, and time of the last write: a file that follows another under its path differs, or one written to."""
+
 
 @dataclass(frozen=True)
 class RankMemory:
@@ -44,12 +47,14 @@ class RankFile:
         header: Its first bytes, up to the first tensor.
         tensors: What it holds, in the order of the bytes; their offsets count from the first tensor.
         nbytes: Of all tensors together.
+        state: Of the file when it was looked at.
     """
 
     path: Path
     header: bytes
     tensors: tuple[TensorSpec, ...]
     nbytes: int
+    state: FileState
 
     @classmethod
     def open(cls, path: Path) -> "RankFile":
@@ -60,6 +65,7 @@ class RankFile:
         """
         descriptor = open_regular(path)
         try:
+            state = _state(descriptor)
             size = os.fstat(descriptor).st_size
             if size < LENGTH_BYTES:
                 raise damaged(path, "it is shorter than the length of a header")
@@ -73,7 +79,7 @@ class RankFile:
             TensorSpec(t.name, t.dtype, t.shape, contiguous_strides(t.shape), 0, t.offset - start, t.nbytes)
             for t in stored
         ]
-        return cls(path, header, tuple(specs), size - start)
+        return cls(path, header, tuple(specs), size - start, state)
 
     def read(self, files: Mapping[str, bytes], chunk_bytes: int, advance: Advance) -> RankMemory:
         """Read the tensors into memory and seal them.
@@ -84,22 +90,37 @@ class RankFile:
             advance: Told the bytes read.
 
         Raises:
-            CheckpointError: The file cannot be read, or became shorter meanwhile.
+            CheckpointError: The file cannot be read, or is not what it was when it was looked at.
         """
         arena = HostArena(self.nbytes)
         descriptor = open_regular(self.path)
         try:
+            # The path may lead to another file by now, whose tensors the header is not about.
+            self._check_unchanged(descriptor)
             _fill(arena.region.address, self.nbytes, descriptor, len(self.header), advance)
+            self._check_unchanged(descriptor)
         except OSError as error:
             raise CheckpointError(f"cannot read {self.path}: {error.strerror}; try another disk") from error
         except EOFError:
-            raise damaged(self.path, "it became shorter while it was read") from None
+            raise self._changed() from None
         finally:
             os.close(descriptor)
         manifest = seal(
             self.tensors, [arena.region], scope=Scope.CHECKPOINT, chunk_bytes=chunk_bytes, files=file_specs(files)
         )
         return RankMemory(arena, manifest, files)
+
+    def _check_unchanged(self, descriptor: int) -> None:
+        if _state(descriptor) != self.state:
+            raise self._changed()
+
+    def _changed(self) -> CheckpointError:
+        return CheckpointError(f"{self.path}: it changed while it was read; publish it when it is complete")
+
+
+def _state(descriptor: int) -> FileState:
+    found = os.fstat(descriptor)
+    return found.st_ino, found.st_size, found.st_mtime_ns
 
 
 def _fill(address: int, nbytes: int, descriptor: int, start: int, advance: Advance) -> None:

@@ -64,8 +64,10 @@ class RankRoom:
     def open(self, manifest: Manifest, read_file: ReadFile) -> Destinations:
         files = {file.path: read_file(file) for file in manifest.files}
         header = _whole_header(files, self._rank)
+        # Before the file is touched, so that a source that is wrong leaves no trace for those that are right.
+        _check_files(files, self._rank)
+        _check_header(header, manifest, self._rank)
         if self._file is None:
-            _check_files(files, self._rank)
             self._file, self._header = self._open_file(header, manifest), header
         elif header != self._header:
             raise ManifestMismatch("another source of the same identity holds other tensors: load again")
@@ -136,10 +138,11 @@ def _check_files(files: Mapping[str, bytes], rank: int) -> None:
         raise ManifestInvalid(f"the source holds what no checkpoint can: {error}") from error
 
 
-def _addresses(manifest: Manifest, file: MappedFile) -> Addresses:
-    """Return where each tensor goes, by the header at the beginning of the file: it must be about the same tensors."""
+def _check_header(header: bytes, manifest: Manifest, rank: int) -> None:
+    """Check that a header is one of a file that holds just the tensors of a manifest."""
+    name = rank_name(rank)
     try:
-        stored = parse_header(file.content, file.path)
+        stored = parse_header(header, Path(name), len(header) + manifest.total_bytes)
     except CheckpointError as error:
         # Another source may be better: this is about what the source holds, not about the disk.
         raise ManifestInvalid(f"the source holds what no checkpoint can: {error}") from error
@@ -147,10 +150,12 @@ def _addresses(manifest: Manifest, file: MappedFile) -> Addresses:
     ours = {(t.name, t.dtype, t.shape, t.nbytes) for t in stored}
     if ours != theirs or len(stored) != len(manifest):
         differing = {name for name, *_ in ours ^ theirs}
-        raise ManifestInvalid(
-            f"header and manifest of {file.path.name} differ in {listed(differing)}: restart the source"
-        )
-    base = file.address
+        raise ManifestInvalid(f"header and manifest of {name} differ in {listed(differing)}: restart the source")
+
+
+def _addresses(manifest: Manifest, file: MappedFile) -> Addresses:
+    """Return where each tensor goes, by the header at the beginning of the file."""
+    stored, base = parse_header(file.content, file.path), file.address
     return Addresses.of(manifest, {tensor.name: base + tensor.offset for tensor in stored if tensor.nbytes})
 
 

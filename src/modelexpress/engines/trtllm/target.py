@@ -9,13 +9,15 @@ from typing import Any
 
 from modelexpress.engines.trtllm.build import BuildConfig, build_engine, default_build_config, find_builder
 from modelexpress.engines.trtllm.config import CONFIG_NAME
+from modelexpress.engines.trtllm.errors import NoSpace
 from modelexpress.engines.trtllm.finding import await_published
 from modelexpress.engines.trtllm.partial_folder import PartialFolder
 from modelexpress.engines.trtllm.receiving import Received, Receiving
 from modelexpress.engines.trtllm.registry_address import registry_address
-from modelexpress.errors import CheckpointError, ConfigurationError
+from modelexpress.errors import ConfigurationError
 from modelexpress.settings import Settings
 from modelexpress.weights.report import Progress
+from modelexpress.weights.staging_folder import StagingFolder
 
 logger = logging.getLogger(__name__)
 
@@ -90,10 +92,13 @@ class MxTrtllmTargetLoader:
             TimeoutError: No source was found in time.
             FileNotFoundError: `trtllm-build` is not installed, which is found out before anything is received.
             LoadError: Several checkpoints have that name.
-            CheckpointError: The disk is full or failed, or another load writes to the same place.
+            CheckpointError: The disk is full or failed, another load writes to the same place, or no folder can be
+                moved there.
             RuntimeError: The transfer failed, or `trtllm-build` did.
         """
         builder = None if skip_build else find_builder()
+        if builder is not None:
+            StagingFolder(self.engine_dir, overwrite=True).check()
         published = await_published(self.mx_server, self.model_name, self._source_id, self.wait, self._settings)
         logger.info("%s: %d ranks from source %s", self.model_name, published.world_size, published.source_id)
         with PartialFolder(self.output_dir, CHECKPOINT_NAME) as folder:
@@ -102,8 +107,8 @@ class MxTrtllmTargetLoader:
                 received = receiving.run()
                 self.config = _parsed(received.files)
                 folder.commit(published.world_size, received.files)
-            except CheckpointError:
-                # The disk is full or broken: what lies there helps nobody.
+            except NoSpace:
+                # What lies there keeps others from the space, too. After other errors the next load goes on with it.
                 folder.discard()
                 raise
         self._stats = _stats(received)
