@@ -58,6 +58,8 @@ def test_a_second_replica_comes_up_from_the_first_and_a_third_from_the_second(
         with replica("second", "mx") as second:
             assert FROM_PEER in second.messages
             assert second.tokens == first.tokens
+            if layout:
+                return  # the chain of replicas is the same for both
             await_sources(registry, 2)
             first.kill()
             with replica("third", "modelexpress") as third:

@@ -14,11 +14,11 @@ from modelexpress.errors import LoadError, PartialModel, PeerError, TransportErr
 from modelexpress.peer import PeerClient
 from tests.support.sources import SourceProcess, tensors
 
-MEGABYTES = 128
+MEGABYTES = 64
 TOTAL = MEGABYTES << 20
 WINDOW_BYTES = 4 << 20
 """What may be on its way, unverified, when the source dies: three batches of 1 MiB, and one being checked."""
-UPLINK = 64 << 20
+UPLINK = 32 << 20
 """Bytes a second of sources that are killed: the last tenth takes 0.2 s, so that none has sent all before it dies."""
 
 
