@@ -52,6 +52,18 @@ class Possessions(NamedTuple):
             int(status["RssShmem"].split()[0]) * 1024,
         )
 
+    def check_not_exceeded(self) -> None:
+        """Check that the process has no more than this; threads of torch and of links take a moment to end."""
+
+        end = time.monotonic() + 10
+        while (found := Possessions.now()).exceeds(self):
+            assert time.monotonic() < end, f"{found}, and before {self}"
+            time.sleep(0.02)
+
+    def exceeds(self, before: "Possessions") -> bool:
+        """Return whether there is more of anything than before."""
+        return any(now > then for now, then in zip(self, before, strict=True))
+
 
 def _is_ours(descriptor: str) -> bool:
     try:
@@ -172,8 +184,7 @@ class Sharing:
         before = Possessions.now()
         yield
         self.restored()
-        after = Possessions.now()
-        assert after == before, (before, after)
+        before.check_not_exceeded()
 
 
 def repeated(rank: Rank, times: int) -> int:
@@ -192,11 +203,11 @@ def _resident() -> int:
 
 
 def refused(rank: Rank, only: str, loaded: str, action: str = "refuse") -> list[str]:
-    """Let every call of a kind fail once, one a set-up, on rank 1; return what each rank was told."""
+    """Let calls of a kind fail, one a set-up, on rank 1: each of them, or each third; return what each rank was told."""
     sharing = Sharing(rank, loaded=loaded)
     sharing.once()
     told = list[str]()
-    for number in range(1000):
+    for number in range(0, 3000, 1 if loaded == "part" else 3):
         dist.barrier()
         machine = Meddler(_ACTIONS[action], number, only) if rank.number == 1 else Meddler(late=0.005)
         with closing(machine.compute()), sharing.leaving_nothing():
@@ -288,8 +299,7 @@ def lost_in_set_up(rank: Rank, point: str, deadline: float) -> str:
         told = str(error)
     sharing.restored()
     sharing.check()
-    after = Possessions.now()
-    assert after == before, (before, after)
+    before.check_not_exceeded()
     return told
 
 
@@ -308,8 +318,7 @@ def lost_in_forward(rank: Rank) -> str:
         told = str(error)
     sharing.restored()
     sharing.check()
-    after = Possessions.now()
-    assert after == before, (before, after)
+    before.check_not_exceeded()
     return told
 
 
@@ -387,14 +396,14 @@ def without_room(rank: Rank) -> str:
             del error
     empty = differing(sharing.model, sharing.before)
     assert [sharing.model.get_parameter(name).numel() for name in empty] == [0]
-    assert Possessions.now() == before
+    before.check_not_exceeded()
     return told
 
 
 def memory(rank: Rank, inner: int, layers: int) -> dict[str, int]:
     """Return the bytes of experts that this rank keeps, and those of the whole model and of its largest layer."""
     sharing = Sharing(rank, inner=inner, layers=layers)
-    with enable(sharing.model, sharing.config) as manager:
+    with enable(sharing.model, sharing.config, machine=HostMachine(HostVmm())) as manager:
         sharing.check()
         files = {}
         for name in os.listdir("/proc/self/fd"):
