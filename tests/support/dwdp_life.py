@@ -203,7 +203,7 @@ def _resident() -> int:
 
 
 def refused(rank: Rank, only: str, loaded: str, action: str = "refuse") -> list[str]:
-    """Let calls of a kind fail, one a set-up, on rank 1: each of them, or each third; return what each rank was told."""
+    """Let calls of a kind fail on rank 1, one a set-up: each, or each third; return what each rank was told."""
     sharing = Sharing(rank, loaded=loaded)
     sharing.once()
     told = list[str]()
