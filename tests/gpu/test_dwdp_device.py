@@ -44,7 +44,7 @@ def ask(groups: dict[int, tuple[Group, ExitStack]], tmp_path: Path) -> Callable[
         held, stride = PARTITIONS[ranks][0]
         try:
             return group.run(case, **{"held": held, "stride": stride, **options})
-        except BaseException:
+        except BaseException:  # whatever it was, these ranks are out of step
             del groups[ranks]
             stack.close()
             raise

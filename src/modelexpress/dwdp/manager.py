@@ -132,7 +132,7 @@ class DwdpManager:
             try:
                 self._running = self._share(machine, handle_interrupts)
                 handle_interrupts()
-            except BaseException as error:
+            except BaseException as error:  # also an interrupt: set-up is all or nothing
                 self._running, self._failed = None, True
                 self._undo.run(error)
                 self._ranks.close()  # the others need not wait for the deadline

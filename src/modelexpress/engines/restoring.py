@@ -16,7 +16,7 @@ def restored_on_error(tensors: Iterable[torch.Tensor]) -> Iterator[None]:
     kept = [(tensor, tensor.detach().clone()) for tensor in tensors]
     try:
         yield
-    except BaseException:
+    except BaseException:  # also an interrupt: what follows computes with these values
         with torch.no_grad():
             for tensor, values in kept:
                 tensor.copy_(values)
