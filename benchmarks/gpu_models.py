@@ -80,3 +80,4 @@ def role(module: str, name: str, device: str, options: Sequence[str]) -> Iterato
         yield Role(process)
     finally:
         process.communicate()
+    assert process.returncode == 0, f"role {name} of {module} ended with status {process.returncode}"

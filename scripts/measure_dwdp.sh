@@ -25,7 +25,7 @@ run() {
 
 for part in $parts; do
     case $part in
-    tests) run tests "$python" -m pytest -c /dev/null --rootdir=. --noconftest --import-mode=importlib -q \
+    tests) run tests "$python" -m pytest -c /dev/null --rootdir=. --import-mode=importlib -q \
         --durations=8 tests/gpu/test_dwdp_device.py ${TESTS:-} ;;
     bench) run bench "$python" -m benchmarks.gpu_dwdp --device "$device" --theirs "${THEIRS:-}" \
         --out "$out/gpu_dwdp.json" --chart "$out/gpu_dwdp.svg" ${BENCH:-} ;;

@@ -23,7 +23,7 @@ run() {
 for part in $parts; do
     case $part in
     digest) run digest $python -m benchmarks.digest_gpu --out "$out/digest_gpu.json" ;;
-    tests) run tests $python -m pytest -c /dev/null --rootdir=. --noconftest --import-mode=importlib -q tests/gpu ;;
+    tests) run tests $python -m pytest -c /dev/null --rootdir=. --import-mode=importlib -q tests/gpu ;;
     load) for set in dense experts; do
         run "load_$set" $python -m benchmarks.gpu_load --set $set --out "$out/gpu_load_$set.json"
     done ;;

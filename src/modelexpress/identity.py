@@ -5,6 +5,7 @@ import hashlib
 import json
 from collections.abc import Mapping
 from enum import IntEnum
+from importlib import metadata
 from typing import Any, TypeVar
 
 from modelexpress.errors import IdentityError
@@ -139,3 +140,11 @@ def _canonical(value: Any) -> Any:
             lowered.setdefault(key.lower(), value[key].lower())
         return lowered
     return int(value)
+
+
+def package_version() -> str:
+    """Return the version of this package that is installed, for `mx_version`; "source" where it runs uninstalled."""
+    try:
+        return metadata.version("modelexpress")
+    except metadata.PackageNotFoundError:
+        return "source"

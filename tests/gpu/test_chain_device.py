@@ -9,7 +9,6 @@ import torch
 
 import modelexpress as mx
 from tests.support.chain_target import ChainTarget
-from tests.support.registries import RegistryProcess
 from tests.support.sources import SourceProcess
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two CUDA devices")]
@@ -17,12 +16,6 @@ pytestmark = [pytest.mark.gpu, pytest.mark.skipif(torch.cuda.device_count() < 2,
 MEGABYTES = 256
 SLOW = 64 << 20
 """Bytes a second of a source that leaves time to watch."""
-
-
-@pytest.fixture(scope="module")
-def registry() -> Iterator[str]:
-    with RegistryProcess() as process:
-        yield process.address
 
 
 @pytest.fixture

@@ -3,7 +3,6 @@
 import subprocess
 import sys
 import uuid
-from collections.abc import Iterator
 from contextlib import nullcontext, suppress
 
 import pytest
@@ -14,18 +13,11 @@ from modelexpress.errors import DigestMismatch, LoadError, PartialModel
 from modelexpress.memory import CudaArena
 from modelexpress.transport.unmapping import settled
 from tests.support.device_sources import DeviceSource, device_tensors
-from tests.support.registries import RegistryProcess
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two CUDA devices")]
 
 SETTINGS = mx.Settings(worker_grpc_port=0, chunk_bytes=1 << 20)
 TARGET = "cuda:1"
-
-
-@pytest.fixture(scope="module")
-def registry() -> Iterator[str]:
-    with RegistryProcess() as process:
-        yield process.address
 
 
 @pytest.fixture

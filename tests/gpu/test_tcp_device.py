@@ -17,7 +17,6 @@ from modelexpress.memory.cuda_driver import Driver
 from modelexpress.transport import Run, TcpTransport, Transfer, Transport
 from tests.support.device_sources import DeviceSource, device_tensors
 from tests.support.read_target import BIG, MIB, PROMPT, REPEATS, Target
-from tests.support.registries import RegistryProcess
 from tests.support.transport_source import TOKEN, TransportSource, content
 from tests.support.waiting import wait_until
 
@@ -27,12 +26,6 @@ TCP = mx.Settings(worker_grpc_port=0, chunk_bytes=1 << 20, transport="tcp")
 ANY = mx.Settings(worker_grpc_port=0, chunk_bytes=1 << 20)
 NUMBER = max(torch.cuda.device_count() - 1, 0)
 TARGET = f"cuda:{NUMBER}"
-
-
-@pytest.fixture(scope="module")
-def registry() -> Iterator[str]:
-    with RegistryProcess() as process:
-        yield process.address
 
 
 @pytest.fixture

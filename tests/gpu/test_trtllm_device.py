@@ -1,6 +1,5 @@
 """TensorRT-LLM's weights in device memory: live and delegated, each rank a process; the engine is a double."""
 
-from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
 
@@ -8,16 +7,9 @@ import pytest
 import torch
 
 from tests.support import trtllm_engine_double as engine
-from tests.support.registries import RegistryProcess
 from tests.support.trtllm_rank import RankProcess
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")]
-
-
-@pytest.fixture(scope="module")
-def registry() -> Iterator[str]:
-    with RegistryProcess() as process:
-        yield process.address
 
 
 @pytest.mark.parametrize("way", ["presharded", "live", "delegated"])

@@ -4,7 +4,6 @@ The sources that limit their uplink are slow enough to be interrupted for certai
 """
 
 import uuid
-from collections.abc import Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,7 +17,6 @@ from modelexpress.errors import LoadError, PartialModel, PeerLost, RegionWithdra
 from modelexpress.transport.unmapping import settled
 from tests.support.patterned_model import MIB, clear, empty, free_bytes, is_right, patterned
 from tests.support.patterned_processes import PatternedSource, PatternedTarget
-from tests.support.registries import RegistryProcess
 from tests.support.waiting import wait_until
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two CUDA devices")]
@@ -42,12 +40,6 @@ class Load:
 
 SLOW = Load(256, 256 * MIB)
 LOADS = [pytest.param(SLOW, id="slow"), pytest.param(Load(8192), id="full-speed")]
-
-
-@pytest.fixture(scope="module")
-def registry() -> Iterator[str]:
-    with RegistryProcess() as process:
-        yield process.address
 
 
 @pytest.fixture

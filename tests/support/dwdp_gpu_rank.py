@@ -1,4 +1,4 @@
-"""A rank of a group on a GPU of its own: does the cases that it is told line by line, and answers each as JSON."""
+"""A rank of a group on a GPU: does the cases that it is told line by line, and answers each as JSON."""
 
 import argparse
 import json
@@ -25,7 +25,7 @@ def main() -> None:
     warnings.simplefilter("ignore")
     device = torch.device("cpu")
     if given.device == "cuda":
-        device = torch.device("cuda", given.rank)
+        device = torch.device("cuda", given.rank % torch.cuda.device_count())
         torch.cuda.set_device(device)
     elif given.device != "cpu":
         install(strict=given.device == "strict")

@@ -3,6 +3,10 @@
 import dataclasses
 import json
 import re
+import shutil
+import subprocess
+import sys
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -11,11 +15,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from modelexpress.errors import IdentityError
-from modelexpress.identity import BackendFramework, SourceIdentity, SourceType
+from modelexpress.identity import BackendFramework, SourceIdentity, SourceType, package_version
 from modelexpress.wire.p2p import identity_from_message, identity_to_message
 from tests.support.identities import identities
 
-VECTORS = json.loads((Path(__file__).parents[1] / "data" / "source_id_vectors.json").read_text(encoding="utf-8"))
+ROOT = Path(__file__).parents[2]
+VECTORS = json.loads((ROOT / "tests" / "data" / "source_id_vectors.json").read_text(encoding="utf-8"))
 
 
 @pytest.mark.parametrize("vector", VECTORS, ids=lambda vector: str(vector["mx_source_id"]))
@@ -83,3 +88,11 @@ def test_what_cannot_be_carried_is_named(fields: dict[str, Any], message: str) -
 def test_a_lone_surrogate_cannot_travel() -> None:
     with pytest.raises(IdentityError, match="Unicode"):
         identity_to_message(SourceIdentity(model_name="\ud800"))
+
+
+def test_the_version_of_a_package_that_is_not_installed(tmp_path: Path) -> None:
+    shutil.copytree(ROOT / "src/modelexpress", tmp_path / "modelexpress")
+    code = "import sys; sys.path.append(sys.argv[1]); from modelexpress.identity import *; print(package_version())"
+    command = [sys.executable, "-I", "-S", "-c", code, tmp_path]
+    assert subprocess.run(command, capture_output=True, check=True).stdout.decode().strip() == "source"
+    assert package_version() == metadata.version("modelexpress")

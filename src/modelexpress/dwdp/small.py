@@ -21,9 +21,10 @@ def gather_small(layers: Sequence[ExpertLayer], partitions: Sequence[Partition],
     """
     for layer, partition in zip(layers, partitions, strict=True):
         cut = [small for small in layer.small if small.tensor.shape[0] == partition.per_rank != partition.num_experts]
-        gathered = ranks.gather([small.tensor.data.cpu() for small in cut])
-        for small, *rows in zip(cut, *gathered, strict=True):
-            full = _joined(f"{layer.name}: {small.name}", cast(list[torch.Tensor], rows), partition)
+        gathered = ranks.gather([_bytes(small.tensor.data.cpu()) for small in cut])
+        for small, *parts in zip(cut, *gathered, strict=True):
+            rows = [part.view(small.tensor.dtype) for part in cast(list[torch.Tensor], parts)]
+            full = _joined(f"{layer.name}: {small.name}", rows, partition)
             _bind(small, full, undo)
 
 
@@ -43,7 +44,12 @@ def _joined(name: str, rows: Sequence[torch.Tensor], partition: Partition) -> to
 
 
 def _same(first: torch.Tensor, second: torch.Tensor) -> bool:
-    return torch.equal(first.contiguous().view(torch.uint8), second.contiguous().view(torch.uint8))
+    return torch.equal(_bytes(first), _bytes(second))
+
+
+def _bytes(tensor: torch.Tensor) -> torch.Tensor:
+    """Return a tensor's bytes. Of some dtypes torch 2.11 writes tensors that it cannot read again."""
+    return tensor.contiguous().view(torch.uint8)
 
 
 def _bind(small: StackedTensor, full: torch.Tensor, undo: Undo) -> None:

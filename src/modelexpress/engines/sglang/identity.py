@@ -1,13 +1,12 @@
 """What an SGLang worker's weights are: an identity from the engine's configuration, and the rank within the replica."""
 
 from collections.abc import Mapping
-from importlib.metadata import version
 from typing import Any
 
 import torch
 
 from modelexpress.engines.identity import digest_of, gpu_architecture, revision_of
-from modelexpress.identity import BackendFramework, SourceIdentity
+from modelexpress.identity import BackendFramework, SourceIdentity, package_version
 from modelexpress.settings import Settings
 
 _OPTIONS = (
@@ -46,7 +45,7 @@ def identity_of(model_config: Any, load_config: Any, settings: Settings) -> Sour
 
     parallel = get_parallel()
     return SourceIdentity(
-        mx_version=version("modelexpress"),
+        mx_version=package_version(),
         model_name=str(model_config.model_path),
         backend_framework=BackendFramework.SGLANG,
         tensor_parallel_size=parallel.tp_size,

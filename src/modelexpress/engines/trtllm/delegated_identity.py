@@ -2,12 +2,11 @@
 
 import hashlib
 import json
-from importlib.metadata import version
 from typing import Any
 
 from modelexpress.engines.trtllm.naming import model_name_of
 from modelexpress.errors import IdentityError
-from modelexpress.identity import BackendFramework, SourceIdentity
+from modelexpress.identity import BackendFramework, SourceIdentity, package_version
 
 LAYOUT = "post_transform"
 """At which point of loading the weights are shared."""
@@ -37,7 +36,7 @@ def delegated_identity(source_identity: Any, transform_protocol_version: int | N
     name = model_name_of(str(fields.pop("model_name", None) or "unknown"))
     own = _sorted_json(fields)
     return SourceIdentity(
-        mx_version=version("modelexpress"),
+        mx_version=package_version(),
         model_name=name,
         backend_framework=BackendFramework.TRT_LLM,
         tensor_parallel_size=_size(source_identity, "tp_size"),

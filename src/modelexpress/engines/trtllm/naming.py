@@ -1,10 +1,9 @@
 """Names and identities of TensorRT-LLM's weights."""
 
-from importlib.metadata import version
 from pathlib import Path
 
 from modelexpress.engines.trtllm.place import place_of
-from modelexpress.identity import BackendFramework, SourceIdentity
+from modelexpress.identity import BackendFramework, SourceIdentity, package_version
 from modelexpress.settings import Settings
 
 _HUB_FOLDER = "models--"
@@ -52,7 +51,7 @@ def live_identity(
     """
     place = place_of()
     return SourceIdentity(
-        mx_version=version("modelexpress"),
+        mx_version=package_version(),
         model_name=model_name,
         backend_framework=BackendFramework.TRT_LLM,
         tensor_parallel_size=place.tensor_parallel_size if tp_size is None else tp_size,

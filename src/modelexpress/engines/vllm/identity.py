@@ -1,13 +1,12 @@
 """What a vLLM worker's weights are: an identity from the engine's configuration, and the rank within the replica."""
 
 from enum import Enum
-from importlib.metadata import version
 from typing import Any
 
 import torch
 
 from modelexpress.engines.identity import digest_of, gpu_architecture, revision_of
-from modelexpress.identity import BackendFramework, SourceIdentity
+from modelexpress.identity import BackendFramework, SourceIdentity, package_version
 from modelexpress.settings import Settings
 
 
@@ -45,7 +44,7 @@ def identity_of(vllm_config: Any, model_config: Any, prefix: str, layout: Layout
     parallel = vllm_config.parallel_config
     experts = parallel.enable_expert_parallel
     return SourceIdentity(
-        mx_version=version("modelexpress"),
+        mx_version=package_version(),
         model_name=str(model_config.model),
         backend_framework=BackendFramework.VLLM,
         tensor_parallel_size=parallel.tensor_parallel_size,
