@@ -84,9 +84,8 @@ def measure(device: str, folder: Path, repetitions: int) -> tuple[list[Figure], 
             for number in range(repetitions):
                 with first_call(device, folder / f"other-{number}", registry, bring=True) as start:
                     starts["from a peer"].append(start)
-        for _ in range(repetitions):
-            with first_call(device, folder / "first", registry) as start:
-                starts["locally warm"].append(start)
+                with first_call(device, folder / "first", registry) as start:
+                    starts["locally warm"].append(start)
     for found in starts.values():
         assert all(start.checksums == cold.checksums for start in found), "the same code computes the same"
     return [figure for part in cold.parts for figure in _figures(part, starts)] + _bringing(starts), cold.machine

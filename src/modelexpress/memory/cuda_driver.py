@@ -132,18 +132,30 @@ class Driver:
         Raises:
             DeviceError: The address belongs to no device.
         """
+        device, capable = self._pointer(address)
+        return Allocation(*self.range(address), device, capable)
+
+    def range(self, address: int) -> tuple[int, int]:
+        """Return address and bytes of the allocation that a device address lies in.
+
+        Raises:
+            DeviceError: The address belongs to no device.
+        """
+        base, nbytes = ctypes.c_uint64(), ctypes.c_size_t()
+        arguments = ("cuMemGetAddressRange_v2", ctypes.byref(base), ctypes.byref(nbytes), address)
+        if self.status(*arguments):  # the driver may look among allocations of the current device only
+            with self.on(self._pointer(address)[0]):
+                self.call(*arguments)
+        return base.value, nbytes.value
+
+    def _pointer(self, address: int) -> tuple[int, bool]:
+        """Return the device of an address, and whether its allocation can be shared by CUDA IPC."""
         kind, device, capable = ctypes.c_int(), ctypes.c_int(), ctypes.c_int()
         pointers = (ctypes.c_void_p * 3)(*map(ctypes.addressof, (kind, device, capable)))
         self.call("cuPointerGetAttributes", 3, _ATTRIBUTES, pointers, address)
         if kind.value != _MEMORY_TYPE_DEVICE:
             raise DeviceError(f"address {address:#x} is not in the memory of a CUDA device")
-        return Allocation(*self.range(address), device.value, bool(capable.value))
-
-    def range(self, address: int) -> tuple[int, int]:
-        """Return address and bytes of the allocation that a device address lies in."""
-        base, nbytes = ctypes.c_uint64(), ctypes.c_size_t()
-        self.call("cuMemGetAddressRange_v2", ctypes.byref(base), ctypes.byref(nbytes), address)
-        return base.value, nbytes.value
+        return device.value, bool(capable.value)
 
     def known_bytes(self, address: int) -> int | None:
         """Return the size of the allocation that starts at an address; None where the driver does not say."""

@@ -194,8 +194,12 @@ def _offer(
 
 
 def _withdraw(publication: Publication) -> None:
-    """Withdraw from a thread of its own: models die wherever the garbage is collected."""
-    threading.Thread(target=publication.close, name="mx-withdrawal", daemon=True).start()
+    """Withdraw from a thread of its own: models die wherever the garbage is collected.
+
+    The process ends after it. A daemon would be stopped at any instruction then, and where that is in the middle of
+    torch giving memory back, the process aborts.
+    """
+    threading.Thread(target=publication.close, name="mx-withdrawal").start()
 
 
 def _name(model: torch.nn.Module, settings: Settings) -> str:
