@@ -78,14 +78,13 @@ def first_call(
 def measure(device: str, folder: Path, repetitions: int) -> tuple[list[Figure], str]:
     """Return the figures, and what computed."""
     starts: dict[str, list[FirstCall]] = {"cold": [], "from a peer": [], "locally warm": []}
-    with private_registry() as registry:
-        with first_call(device, folder / "first", registry, share=True) as cold:
-            starts["cold"].append(cold)
-            for number in range(repetitions):
-                with first_call(device, folder / f"other-{number}", registry, bring=True) as start:
-                    starts["from a peer"].append(start)
-                with first_call(device, folder / "first", registry) as start:
-                    starts["locally warm"].append(start)
+    with private_registry() as registry, first_call(device, folder / "first", registry, share=True) as cold:
+        starts["cold"].append(cold)
+        for number in range(repetitions):
+            with first_call(device, folder / f"other-{number}", registry, bring=True) as start:
+                starts["from a peer"].append(start)
+            with first_call(device, folder / "first", registry) as start:
+                starts["locally warm"].append(start)
     for found in starts.values():
         assert all(start.checksums == cold.checksums for start in found), "the same code computes the same"
     return [figure for part in cold.parts for figure in _figures(part, starts)] + _bringing(starts), cold.machine
