@@ -93,6 +93,6 @@ def test_a_lone_surrogate_cannot_travel() -> None:
 def test_the_version_of_a_package_that_is_not_installed(tmp_path: Path) -> None:
     shutil.copytree(ROOT / "src/modelexpress", tmp_path / "modelexpress")
     code = "import sys; sys.path.append(sys.argv[1]); from modelexpress.identity import *; print(package_version())"
-    command = [sys.executable, "-I", "-S", "-c", code, tmp_path]
+    command = [sys.executable, "-I", "-S", "-c", code, str(tmp_path)]
     assert subprocess.run(command, capture_output=True, check=True).stdout.decode().strip() == "source"
     assert package_version() == metadata.version("modelexpress")
