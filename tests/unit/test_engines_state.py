@@ -1,10 +1,14 @@
 """The state of an engine's model: what is found on it, and how values travel."""
 
+import random
+import zlib
 from typing import Any
 
+import pytest
 import torch
 
 from modelexpress.engines.state import VALUES, apply_changes, changes, room_for_changes, tensors_of, values_of
+from modelexpress.errors import UnsupportedModel
 
 PACKAGES = (__name__,)
 
@@ -71,20 +75,46 @@ def test_what_loading_changed_is_set_at_the_target_and_nothing_else() -> None:
     first.k_scale_float, first.quant_method.is_static, first.quant_method.kernel.input_scale = 0.5, True, 0.25
     other: Any = target.layers[1]
     other.layer_index = 7  # differs for a reason of the target's own
-    ((name, carried),) = changes(before, before, values_of(source, PACKAGES)).items()
-    ((room_name, room),) = room_for_changes(values_of(target, PACKAGES)).items()
+    first.was_padded, first.quant_method.kernel.zero_point = True, 4  # what loading alone hangs on a model
+    ((name, carried),) = changes(before, values_of(source, PACKAGES)).items()
+    ((room_name, room),) = room_for_changes(before).items()
     assert name == room_name
     assert name.startswith(VALUES)
     assert room.shape == carried.shape
-    assert apply_changes(target, PACKAGES, before, carried) == 3
+    assert apply_changes(target, PACKAGES, carried) == 5
     got: Any = target.layers[0]
     assert (got.k_scale_float, got.quant_method.is_static, got.quant_method.kernel.input_scale) == (0.5, True, 0.25)
+    assert (got.was_padded, got.quant_method.kernel.zero_point) == (True, 4)
     assert other.layer_index == 7
+    assert apply_changes(target, PACKAGES, carried) == 0
 
 
-def test_models_with_other_values_do_not_fit() -> None:
+def test_models_that_were_made_with_other_values_do_not_fit() -> None:
     other: Any = Model()
     other.extra = 1
     names = [next(iter(room_for_changes(values_of(model, PACKAGES)))) for model in (Model(), other)]
     assert names[0] != names[1]
     assert "layers.0.device_index" not in values_of(other, PACKAGES)
+
+
+def test_values_of_what_the_target_does_not_have_are_refused() -> None:
+    carried = carrier({"layers.0.quant_method.cache.size": 3})
+    with pytest.raises(UnsupportedModel, match=r"'layers\.0\.quant_method\.cache'"):
+        apply_changes(Model(), PACKAGES, carried)
+
+
+@pytest.mark.parametrize("text", [b"", b"[1]", b'{"layers.0.k_scale_float": "1"}', b"{"])
+def test_what_no_source_writes_is_refused(text: bytes) -> None:
+    carried = bytearray(zlib.compress(text)) if text else bytearray(8)
+    with pytest.raises(UnsupportedModel, match="restart the source"):
+        apply_changes(Model(), PACKAGES, torch.frombuffer(carried, dtype=torch.uint8))
+
+
+def test_more_values_than_there_is_room_for_make_no_source() -> None:
+    with pytest.raises(UnsupportedModel, match="100000 numbers and flags"):
+        carrier({f"{random.random()}": random.random() for _ in range(100_000)})
+
+
+def carrier(values: dict[str, bool | int | float]) -> torch.Tensor:
+    (tensor,) = changes({}, values).values()
+    return tensor

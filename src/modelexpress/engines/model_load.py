@@ -67,7 +67,7 @@ class ModelLoad:
         return False
 
     def prepare(self, model: torch.nn.Module) -> None:
-        """Note the values of a model before the engine's post-load step."""
+        """Note the values of a model as it was made: before it is filled or processed."""
         self._before = values_of(model, self.packages)
         self._bytes_before = _total_bytes(tensors_of(model, self.packages))
 
@@ -80,16 +80,15 @@ class ModelLoad:
         Raises:
             PeerLoadFailed: No peer delivered all of it.
         """
-        tensors, names = tensors_of(model, self.packages), values_of(model, self.packages)
-        room = room_for_changes(names)
+        tensors, room = tensors_of(model, self.packages), room_for_changes(self._before)
         wanted = {**tensors, **room}
         try:
             with restored_on_error(_computed(model, tensors.values())):
                 report = load(wanted, self.identity, self.rank, worker=self.worker, keep=False, settings=self.settings)
+            (carrier,) = room
+            apply_changes(model, self.packages, wanted[carrier])
         except ModelExpressError as error:
             raise PeerLoadFailed(str(error)) from error
-        (carrier,) = room
-        apply_changes(model, self.packages, names, wanted[carrier])
         logger.info("the weights came from a peer:\n%s", report)
 
     def share_processed(self, model: torch.nn.Module) -> None:
@@ -98,12 +97,18 @@ class ModelLoad:
         if _total_bytes(tensors) < _LEAST_LEFT * self._bytes_before:
             logger.warning("not becoming a source: the post-load step put the weights where they cannot be read")
             return
-        self.share({**tensors, **changes(after, self._before, after)})
+        self.share(tensors, after)
 
-    def share(self, tensors: dict[str, torch.Tensor]) -> None:
-        """Share tensors whose values are final, where this process can be a source."""
-        if self.worker is not None:
-            share_in_background(tensors, self.identity, self.rank, self.worker, self.settings)
+    def share(self, tensors: dict[str, torch.Tensor], after: Values) -> None:
+        """Share tensors whose values are final, with the model's other values, where this process can be a source."""
+        if self.worker is None:
+            return
+        try:
+            carried = changes(self._before, after)
+        except ModelExpressError as error:
+            logger.warning("not becoming a source: %s", error)
+            return
+        share_in_background({**tensors, **carried}, self.identity, self.rank, self.worker, self.settings)
 
 
 def _computed(model: torch.nn.Module, tensors: Iterable[torch.Tensor]) -> list[torch.Tensor]:

@@ -6,15 +6,19 @@ at a target as it is at the source.
 """
 
 import hashlib
+import json
+import zlib
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 import torch
 
+from modelexpress.errors import UnsupportedModel
+
 VALUES = "modelexpress.values"
 """Name, up to a digest of what they are called, of the tensor that carries plain values."""
 
-Values = dict[str, float]
+Values = dict[str, bool | int | float]
 """Numbers and flags of a model by the path at which they hang."""
 
 _MODULE_FIELDS = frozenset(torch.nn.Module().__dict__)
@@ -22,6 +26,9 @@ _LEFT_OUT = ("kv_cache", "workspace", "device", "rank", "stream")
 """Parts of the names of what an engine keeps beside the weights, or of what differs from process to process."""
 _POINTERS_BYTES = 1 << 20
 """Whole numbers of 64 bits in no more memory than this may be addresses, which kernels keep of their weights."""
+_CARRIED_BYTES = 256 << 10
+"""Room for values that travel, as compressed JSON; names repeat from layer to layer."""
+_MOST_TEXT = 64 << 20
 _DEPTH = 4
 """Objects within objects, below a module."""
 
@@ -46,41 +53,70 @@ def tensors_of(model: torch.nn.Module, packages: tuple[str, ...]) -> dict[str, t
 
 def values_of(model: torch.nn.Module, packages: tuple[str, ...]) -> Values:
     """Return the numbers and flags that hang on a model's modules and on the objects below them."""
-    return {path: float(value) for path, value in _leaves(model, packages) if _is_plain(value)}
+    return {path: value for path, value in _leaves(model, packages) if _is_plain(value)}
 
 
-def changes(names: Mapping[str, object], before: Values, after: Values) -> dict[str, torch.Tensor]:
-    """Return the tensor, by its name, that carries which of the values changed, and to what.
+def changes(before: Values, after: Values) -> dict[str, torch.Tensor]:
+    """Return the tensor, by its name, that carries which values loading changed, or hung on the model, and to what.
 
     Args:
-        names: The values that source and target have in common; the tensor's name is a digest of theirs.
-        before: Values before loading.
-        after: Values after it.
+        before: Values of the model as it was made; the tensor's name is a digest of what they are called.
+        after: Values after loading.
+
+    Raises:
+        UnsupportedModel: They are too many.
     """
-    ordered = sorted(names)
-    rows = [(float(after.get(name) != before.get(name)), after.get(name, 0.0)) for name in ordered]
-    return {_carrier(ordered): torch.tensor(rows, dtype=torch.float64, device="cpu").reshape(-1, 2)}
+    changed = {path: value for path, value in after.items() if path not in before or before[path] != value}
+    text = zlib.compress(json.dumps(changed).encode())
+    if len(text) > _CARRIED_BYTES:
+        raise UnsupportedModel(f"loading changes {len(changed)} numbers and flags of the model, which are too many")
+    carried = bytearray(text.ljust(_CARRIED_BYTES, bytes(1)))
+    return {_carrier(before): torch.frombuffer(carried, dtype=torch.uint8)}
 
 
-def room_for_changes(names: Mapping[str, object]) -> dict[str, torch.Tensor]:
-    """Return a tensor to receive what `changes` returns at a source with the same values."""
-    ordered = sorted(names)
-    return {_carrier(ordered): torch.zeros((len(ordered), 2), dtype=torch.float64, device="cpu")}
+def room_for_changes(before: Values) -> dict[str, torch.Tensor]:
+    """Return a tensor to receive what `changes` returns at a source whose model was made with the same values."""
+    return {_carrier(before): torch.zeros(_CARRIED_BYTES, dtype=torch.uint8, device="cpu")}
 
 
-def apply_changes(
-    model: torch.nn.Module, packages: tuple[str, ...], names: Mapping[str, object], received: torch.Tensor
-) -> int:
-    """Set the values that loading changed at the source; return how many differed here."""
-    rows = dict(zip(sorted(names), received.tolist(), strict=True))
-    count = 0
+def apply_changes(model: torch.nn.Module, packages: tuple[str, ...], received: torch.Tensor) -> int:
+    """Set the values that loading changed at the source; return how many differed here.
+
+    Raises:
+        UnsupportedModel: One hangs where this model has nothing to hang it on, or none can be read.
+    """
+    wanted, count = _decoded(received), 0
+    places: dict[str, dict[Any, Any]] = {}
     for holder, key, path in _holders(model, packages):
-        changed, value = rows.get(path, (0.0, 0.0))
+        places[path.removesuffix(str(key))] = holder
         own = holder[key]
-        if changed and _is_plain(own) and float(own) != value:
+        if path in wanted and _is_plain(own):
+            value = wanted.pop(path)
+            count += own != value
             holder[key] = type(own)(value)
-            count += 1
-    return count
+    for path, value in wanted.items():
+        prefix, _, key = path.rpartition(".")
+        _place(model, places, prefix)[key] = value
+    return count + len(wanted)
+
+
+def _decoded(received: torch.Tensor) -> Values:
+    try:
+        found = json.loads(zlib.decompressobj().decompress(received.numpy().tobytes(), _MOST_TEXT))
+    except (zlib.error, ValueError) as error:
+        raise UnsupportedModel(f"the source's values cannot be read: {error}; restart the source") from error
+    if not isinstance(found, dict) or not all(_is_plain(value) for value in found.values()):
+        raise UnsupportedModel("the source's values are not what values can be; restart the source")
+    return found
+
+
+def _place(model: torch.nn.Module, places: Mapping[str, dict[Any, Any]], prefix: str) -> dict[Any, Any]:
+    """Return where attributes of the object at a path are kept."""
+    module = dict(model.named_modules(remove_duplicate=False)).get(prefix)
+    found: dict[Any, Any] | None = places.get(f"{prefix}.") if module is None else module.__dict__
+    if found is None:
+        raise UnsupportedModel(f"loading at the source hung values on '{prefix}', which this model does not have")
+    return found
 
 
 def _pointers(hidden: Mapping[str, torch.Tensor], tensors: Iterable[torch.Tensor]) -> list[str]:
@@ -96,8 +132,8 @@ def _pointers(hidden: Mapping[str, torch.Tensor], tensors: Iterable[torch.Tensor
     return [path for path, numbers in wide.items() if bool(torch.isin(numbers, starts).any())]
 
 
-def _carrier(ordered: list[str]) -> str:
-    return f"{VALUES}.{hashlib.sha256(chr(10).join(ordered).encode()).hexdigest()[:16]}"
+def _carrier(names: Iterable[str]) -> str:
+    return f"{VALUES}.{hashlib.sha256(chr(10).join(sorted(names)).encode()).hexdigest()[:16]}"
 
 
 def _is_plain(value: object) -> bool:

@@ -21,13 +21,12 @@ from modelexpress.settings import Settings
 from modelexpress.transfer.manifest import Manifest, Scope
 from modelexpress.transfer.seal import seal
 from modelexpress.weights.catalog import catalogue
+from modelexpress.weights.parting import SMALL_BYTES
 from modelexpress.weights.rank_tensors import every_part
 from modelexpress.weights.settle import settle
 
 logger = logging.getLogger(__name__)
 
-_COPIED_BYTES = 1 << 20
-"""Tensors of no more bytes than this are offered as copies."""
 _SCARCE = "cuda"
 """Devices of this type have no memory to spare. Host memory is kept: there is more of it, and nothing waits for it."""
 _MOST_REPLACED = 0.1
@@ -129,7 +128,7 @@ def offer_unprocessed(
     settle(catalogue(every_part(model)))
     # The engine may give its parameters other memory: these keep what they have.
     offered = {
-        name: tensor.detach() if tensor.nbytes > _COPIED_BYTES else tensor.detach().clone()
+        name: tensor.detach() if tensor.nbytes > SMALL_BYTES else tensor.detach().clone()
         for name, tensor in tensors.items()
     }
     if any(tensor.is_cuda for tensor in offered.values()):
@@ -137,7 +136,7 @@ def offer_unprocessed(
     settled = settle(catalogue(offered))
     manifest = seal(settled.tensors, settled.regions, scope=Scope.MODULE, chunk_bytes=settings.chunk_bytes)
     material = Material(identity, rank, manifest, settled.regions, (settled.owners, offered))
-    own = [tensor for tensor in offered.values() if tensor.nbytes > _COPIED_BYTES]
+    own = [tensor for tensor in offered.values() if tensor.nbytes > SMALL_BYTES]
     scarce = _bytes_by_storage(tensor for tensor in own if tensor.device.type == _SCARCE)
     return UnprocessedSource(worker.publish(material), manifest, settled.regions, weakref.ref(model), scarce)
 

@@ -61,6 +61,7 @@ class MxModelLoader:
 def load_or_fill(load: ModelLoad, model: torch.nn.Module, native: NativeLoader) -> torch.nn.Module:
     """Process a model that is not filled, then receive all of it; else fill one natively, and share that."""
     if load.has_source():
+        load.prepare(model)
         try:
             _process(model, native)
             load.receive(model)

@@ -11,9 +11,10 @@ import torch
 from modelexpress.engines.caches import bring_caches
 from modelexpress.engines.model_load import ModelLoad, PeerLoadFailed
 from modelexpress.engines.process_worker import process_worker
-from modelexpress.engines.state import changes, tensors_of, values_of
+from modelexpress.engines.state import tensors_of, values_of
 from modelexpress.engines.vllm.identity import Layout, device_index, identity_of, rank_of
 from modelexpress.settings import Settings
+from modelexpress.weights.parting import part_small
 
 logger = logging.getLogger(__name__)
 
@@ -47,14 +48,15 @@ class VllmLoad(ModelLoad):
 
     def fill(self, model: torch.nn.Module, natively: Callable[[], None]) -> None:
         """Fill a model that has not been processed: from a peer, else natively, and share it as it is then."""
-        before = values_of(model, PACKAGES)
+        self.prepare(model)
         try:
             self.receive(model)
         except PeerLoadFailed as error:
             logger.info("loading natively: %s", error)
             natively()
-            carried = changes(before, before, values_of(model, PACKAGES))
-            self.share({**tensors_of(model, PACKAGES), **carried})
+            self.share(tensors_of(model, PACKAGES), values_of(model, PACKAGES))
+        # The post-load step comes next. What is offered is what was there before it.
+        part_small(tensors_of(model, PACKAGES).values())
 
 
 def _variables() -> dict[str, str]:
