@@ -7,11 +7,13 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from transformers import AutoConfig, AutoModelForCausalLM
 
 import modelexpress as mx
 from modelexpress.engines.transformers import load_from_peer
-from modelexpress.errors import NoSourceFound
+from modelexpress.errors import PartialModel, NoSourceFound
+from tests.support.moe_checkpoint import write_experts
 
 TOKENS = torch.arange(1, 17).reshape(1, -1)
 
@@ -49,6 +51,30 @@ def test_the_first_reads_its_folder_and_the_second_needs_no_weights_there(
     assert worker.publications[0].wait_ready(20)
     second = load_from_peer(without_weights(checkpoint), registry=registry)
     assert torch.equal(logits(second), expected)
+
+
+def test_experts_that_a_checkpoint_has_one_by_one_are_stacked_as_transformers_does(
+    registry: str, worker: mx.Worker, checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MX_MODEL_REVISION", "1")
+    folder = write_experts(checkpoint, tmp_path / "experts")
+    expected = logits(AutoModelForCausalLM.from_pretrained(folder).eval())
+    first = load_from_peer(folder, registry=registry, worker=worker)
+    assert torch.equal(logits(first), expected)
+    assert worker.publications[0].wait_ready(20)
+    second = load_from_peer(without_weights(folder), registry=registry)
+    assert torch.equal(logits(second), expected)
+
+
+def test_a_folder_that_lacks_some_of_the_model_is_not_filled_up_with_random_numbers(
+    registry: str, checkpoint: Path, tmp_path: Path
+) -> None:
+    folder = write_experts(checkpoint, tmp_path / "experts")
+    tensors = load_file(folder / "model.safetensors")
+    del tensors["model.norm.weight"]
+    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(PartialModel, match=r"lacks tensors of the model.*'model\.norm\.weight'"):
+        load_from_peer(folder, registry=registry)
 
 
 def test_a_folder_that_is_served_has_no_buffers_which_are_computed(

@@ -7,11 +7,13 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from modelexpress.engines.fingerprint import folder_fingerprint
+from modelexpress.errors import CheckpointError
 from modelexpress.identity import SourceIdentity
 from modelexpress.peer import Worker
 from modelexpress.settings import Settings
 from modelexpress.weights.load import load
 from modelexpress.weights.report import Progress
+from modelexpress.weights.small_files import listed
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedModel
@@ -34,7 +36,7 @@ def load_from_peer(
     """Return a model of transformers whose weights come from a peer, else from the folder.
 
     The model is built without memory for its parameters; what it computes for itself, such as rotary frequencies, is
-    computed here.
+    computed here. Where a checkpoint's tensors are not the model's, transformers reads the folder and converts them.
 
     Args:
         config_or_folder: A configuration, which needs a peer, or a checkpoint folder, whose weights are read where no
@@ -51,6 +53,7 @@ def load_from_peer(
 
     Raises:
         LoadError: Neither a peer nor the folder had the weights.
+        Exception: No peer had them, and transformers could not read the folder either.
 
     Example:
         >>> model = load_from_peer("llama/", registry="localhost:8001", device="cuda")  # doctest: +SKIP
@@ -62,13 +65,16 @@ def load_from_peer(
     folder = Path(config_or_folder) if isinstance(config_or_folder, str | Path) else None
     config: Any = config_or_folder if folder is None else AutoConfig.from_pretrained(folder)
     wanted = dtype or config.dtype or torch.get_default_dtype()
+    kind = model_class or AutoModelForCausalLM
     with init_empty_weights(include_buffers=False):
-        model: Any = (model_class or AutoModelForCausalLM).from_config(config, dtype=wanted)
+        model: Any = kind.from_config(config, dtype=wanted)
+    storage = folder if folder is not None and any(folder.glob("*.safetensors")) else None
     report = load(
         model,
         identity or _identity(folder, config, wanted, settings),
         registry=registry,
-        storage=folder if folder is not None and any(folder.glob("*.safetensors")) else None,
+        storage=storage,
+        native=None if storage is None else lambda: _fill(model, kind, storage, wanted),
         device=device,
         worker=worker,
         progress=progress,
@@ -77,6 +83,19 @@ def load_from_peer(
     logger.info("%s", report)
     ready: PreTrainedModel = model.to(device).eval()  # its parameters are there: this moves what it computed
     return ready
+
+
+def _fill(model: Any, kind: Any, folder: Path, dtype: torch.dtype) -> None:
+    """Fill a model as transformers does: where its tensors are others than the checkpoint's, such as stacked experts.
+
+    Raises:
+        CheckpointError: The checkpoint lacks some of the model, which transformers would fill with random numbers.
+    """
+    own, found = kind.from_pretrained(folder, dtype=dtype, output_loading_info=True)
+    if lacking := sorted(str(key) for key in (*found["missing_keys"], *found["mismatched_keys"])):
+        raise CheckpointError(f"{folder} lacks tensors of the model, or has them in other shapes: {listed(lacking)}")
+    model.load_state_dict(own.state_dict(), assign=True)
+    model.tie_weights()
 
 
 def _identity(folder: Path | None, config: Any, dtype: torch.dtype, settings: Settings) -> SourceIdentity:
