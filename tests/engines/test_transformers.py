@@ -12,7 +12,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 
 import modelexpress as mx
 from modelexpress.engines.transformers import load_from_peer
-from modelexpress.errors import PartialModel, NoSourceFound
+from modelexpress.errors import NoSourceFound, PartialModel
 from tests.support.moe_checkpoint import write_experts
 
 TOKENS = torch.arange(1, 17).reshape(1, -1)

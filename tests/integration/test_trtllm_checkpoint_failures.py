@@ -17,13 +17,13 @@ from modelexpress.engines.trtllm.identity import header_name
 from modelexpress.engines.trtllm.partial_folder import PARTIAL_NAME
 from modelexpress.errors import CheckpointError
 from modelexpress.identity import BackendFramework, SourceIdentity
-from tests.support.children import Child
 from tests.support.commands import run, start
 from tests.support.materials import make_material, new_identity
 from tests.support.trtllm_build_processes import await_processes, ended
 from tests.support.trtllm_build_stand_in import install
 from tests.support.trtllm_checkpoints import big_rank, config_of, plain_rank, write_checkpoint
 from tests.support.trtllm_source import TrtllmSource
+from tests.support.trtllm_target import TrtllmTarget
 from tests.support.waiting import wait_until
 
 MEGABYTES = 48
@@ -214,9 +214,10 @@ def test_memory_stays_flat(registry: str, name: str, tmp_path: Path, monkeypatch
     big = write_checkpoint(tmp_path / "source", config_of(RANKS), lambda rank: big_rank(rank, 192))
     with (
         TrtllmSource(registry, big, name),
-        Child("tests.support.trtllm_target", registry, name, str(tmp_path / "out")) as process,
+        TrtllmTarget(registry, name, tmp_path / "out") as process,
     ):
-        taken = process.answer()["bytes"]
+        process.start()
+        taken = process.report()["peak"]
     assert taken < RANKS * 192 << 20 >> 1, "half of what was received, the mapped files included"
 
 

@@ -2,7 +2,6 @@
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
 
 from modelexpress.client import Client
 from modelexpress.errors import (
@@ -21,13 +20,9 @@ from modelexpress.settings import Settings
 from modelexpress.transfer.ledger import Ledger
 from modelexpress.weights.candidates import order_candidates
 from modelexpress.weights.connecting import Connector
-from modelexpress.weights.reading import Reading, Room
+from modelexpress.weights.reading import Reading, Relaying, Room
 from modelexpress.weights.report import Journal
 from modelexpress.wire.records import Asking, Member, SourceRef
-
-if TYPE_CHECKING:
-    # It needs torch, which fetching does not.
-    from modelexpress.weights.passing_on import PassingOn
 
 Find = Callable[[Client], Sequence[SourceRef]]
 
@@ -62,7 +57,7 @@ class Fetch:
     journal: Journal
     settings: Settings
     verify: bool = True
-    passing_on: "PassingOn | None" = None
+    passing_on: Relaying | None = None
     ledger: Ledger = field(default_factory=Ledger)
 
     def run(self) -> None:

@@ -1,8 +1,8 @@
 """Reading from one source: DESIGN.md, section 3, steps 3 to 6, once the lease is there."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Protocol
+from typing import Protocol
 
 from modelexpress.peer import Upstream
 from modelexpress.settings import Settings
@@ -10,15 +10,12 @@ from modelexpress.transfer.ledger import Ledger
 from modelexpress.transfer.manifest import Manifest
 from modelexpress.transfer.pieces import Addresses, Pieces, chunk_numbers
 from modelexpress.transfer.plan import Plan, make_plan
+from modelexpress.transfer.prefix import Integers
 from modelexpress.transfer.pull import Feed, pull
 from modelexpress.transport import Opened
 from modelexpress.weights.connecting import Connections, Connector
 from modelexpress.weights.report import COPY, Journal, Stage
-from modelexpress.wire.records import FileSpec
-
-if TYPE_CHECKING:
-    # It needs torch, which fetching does not.
-    from modelexpress.weights.passing_on import PassingOn
+from modelexpress.wire.records import FileSpec, Member
 
 DEVICE_BATCH_BYTES = 512 << 20
 """Bytes that travel and are checked together on a GPU: launching a check costs as much time as 0.2 GB of copying."""
@@ -57,6 +54,36 @@ class Room(Protocol):
         """
 
 
+class Relaying(Protocol):
+    """Serves what has arrived to others, while the rest is on its way."""
+
+    @property
+    def member(self) -> Member:
+        """The worker as others ask it."""
+
+    @property
+    def chunks(self) -> int:
+        """Leading chunks that are verified here."""
+
+    def asks(self, member: Member) -> None:
+        """Note which worker is asked."""
+
+    def reads_from(self, above: tuple[Member, ...]) -> None:
+        """Note which worker is read from, and those above that, nearest first."""
+
+    def open(self, manifest: Manifest, files: Mapping[str, bytes], planned: Sequence[Pieces]) -> None:
+        """Begin to serve what a source's manifest lists, apart from what is still planned.
+
+        Args:
+            manifest: The source's, to which the room is open.
+            files: The small files that belong to the material.
+            planned: Every piece that will travel.
+        """
+
+    def verified(self, numbers: Integers) -> None:
+        """Note that chunks are in place and verified."""
+
+
 @dataclass(frozen=True)
 class Reading:
     """Fills a room from one source.
@@ -76,7 +103,7 @@ class Reading:
     journal: Journal
     settings: Settings
     connector: Connector
-    passing_on: "PassingOn | None"
+    passing_on: Relaying | None
     verify: bool
 
     def run(self, upstream: Upstream) -> None:

@@ -51,6 +51,18 @@ class MappedFile:
         """
         self.content.madvise(mmap.MADV_RANDOM)
 
+    def let_go(self, start: int, end: int) -> None:
+        """Give the memory of a range back, to which nothing is written any more: its bytes stay in the file.
+
+        Args:
+            start: Of the range, a multiple of the page size.
+            end: Of the range.
+        """
+        if end > start:
+            self.content.madvise(mmap.MADV_DONTNEED, start, end - start)
+            # Who reads it again goes on from there.
+            self.content.madvise(mmap.MADV_NORMAL, start, end - start)
+
     def has_data(self, offset: int, nbytes: int) -> bool:
         """Return whether anything was ever written to a range of the file."""
         try:

@@ -14,10 +14,10 @@ from modelexpress.engines.trtllm.amount import amount
 from modelexpress.engines.trtllm.config import CONFIG_NAME, CheckpointConfig, rank_paths, read_config
 from modelexpress.engines.trtllm.identity import checkpoint_identity, header_name, is_header_name
 from modelexpress.engines.trtllm.rank_memory import Advance, RankFile, RankMemory
+from modelexpress.engines.trtllm.rank_worker import rank_worker
 from modelexpress.engines.trtllm.registry_address import registry_address
-from modelexpress.errors import ConfigurationError
 from modelexpress.identity import SourceIdentity
-from modelexpress.peer import Material, Publication, Worker
+from modelexpress.peer import Material, Publication
 from modelexpress.settings import Settings
 from modelexpress.weights.offering import read_files
 from modelexpress.weights.report import Progress
@@ -135,7 +135,7 @@ class MxTrtllmSourcePublisher:
             return list(pool.map(read, range(len(ranks))))
 
     def _publish(self, undo: ExitStack, identity: SourceIdentity, rank: int, memory: RankMemory) -> Publication:
-        worker = undo.enter_context(_worker(self.mx_server, rank, self._settings))
+        worker = undo.enter_context(rank_worker(self.mx_server, rank, self._settings))
         arena = memory.arena
         return worker.publish(Material(identity, rank, memory.manifest, (arena.region,), (arena,), memory.files))
 
@@ -147,17 +147,6 @@ class MxTrtllmSourcePublisher:
             logger.info("%s, published as source %s", what, self._publications[0].source_id)
         else:
             logger.warning("%s, but the registry at %s has not taken it yet: it is tried on", what, self.mx_server)
-
-
-def _worker(registry: str, rank: int, settings: Settings) -> Worker:
-    try:
-        return Worker(registry, device=rank, settings=settings)
-    except ConfigurationError as error:
-        if not settings.worker_grpc_port:
-            raise
-        # Two sources on one host want the same ports.
-        logger.info("%s; any free port is used", error)
-        return Worker(registry, settings=settings.model_copy(update={"worker_grpc_port": 0}))
 
 
 def _sum_up(progress: Progress | None, total: int) -> Advance:

@@ -54,6 +54,16 @@ class RankRoom:
         self.tensors = 0
 
     @property
+    def file(self) -> MappedFile | None:
+        """The file, from when a source has said what it holds until it is finished."""
+        return self._file
+
+    @property
+    def released(self) -> int:
+        """Bytes of the file, from its beginning, to which nothing is written any more, in whole pages."""
+        return self._released
+
+    @property
     def devices(self) -> frozenset[int | None]:
         return frozenset({None})
 
@@ -83,7 +93,7 @@ class RankRoom:
         """
         end = (len(self._header) + done) // _PAGE * _PAGE
         if self._file is not None and end - self._released >= _RELEASE_BYTES:
-            self._file.content.madvise(mmap.MADV_DONTNEED, self._released, end - self._released)
+            self._file.let_go(self._released, end)
             self._released = end
 
     def finish(self) -> None:
@@ -94,6 +104,7 @@ class RankRoom:
         """
         if self._file is not None:
             make_durable(self._folder.path / rank_name(self._rank))
+            self._released = len(self._file.content)
             self._file = None
 
     def _open_file(self, header: bytes, manifest: Manifest) -> MappedFile:

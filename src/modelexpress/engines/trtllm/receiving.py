@@ -12,6 +12,7 @@ from modelexpress.engines.trtllm.errors import TransferFailed
 from modelexpress.engines.trtllm.finding import Published, ranks_of
 from modelexpress.engines.trtllm.partial_folder import PartialFolder
 from modelexpress.engines.trtllm.rank_room import RankRoom
+from modelexpress.engines.trtllm.relays import Relays
 from modelexpress.errors import CheckpointError, LoadError, ModelExpressError
 from modelexpress.settings import Settings
 from modelexpress.transfer.ledger import Ledger
@@ -58,6 +59,7 @@ class Receiving:
         model_name: As the source named it.
         published: What is received.
         folder: Where to.
+        relays: Pass on what arrives.
         settings: Timeouts and sizes.
         progress: Told the bytes in place and the bytes in all.
     """
@@ -68,6 +70,7 @@ class Receiving:
         model_name: str,
         published: Published,
         folder: PartialFolder,
+        relays: Relays,
         settings: Settings,
         progress: Progress | None,
     ) -> None:
@@ -75,6 +78,7 @@ class Receiving:
         self._model_name = model_name
         self._published = published
         self._folder = folder
+        self._relays = relays
         self._settings = settings
         self._progress = progress
         self._stop = threading.Event()
@@ -126,6 +130,7 @@ class Receiving:
             room,
             journal,
             self._settings,
+            passing_on=self._relays.add(rank, room),
             ledger=ledger,
         ).run()
         with journal.stage("write to disk"):

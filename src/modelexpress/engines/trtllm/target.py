@@ -10,10 +10,11 @@ from typing import Any
 from modelexpress.engines.trtllm.build import BuildConfig, build_engine, default_build_config, find_builder
 from modelexpress.engines.trtllm.config import CONFIG_NAME
 from modelexpress.engines.trtllm.errors import NoSpace
-from modelexpress.engines.trtllm.finding import await_published
+from modelexpress.engines.trtllm.finding import Published, await_published
 from modelexpress.engines.trtllm.partial_folder import PartialFolder
 from modelexpress.engines.trtllm.receiving import Received, Receiving
 from modelexpress.engines.trtllm.registry_address import registry_address
+from modelexpress.engines.trtllm.relays import Relays
 from modelexpress.errors import ConfigurationError
 from modelexpress.settings import Settings
 from modelexpress.weights.report import Progress
@@ -101,10 +102,21 @@ class MxTrtllmTargetLoader:
             StagingFolder(self.engine_dir, overwrite=True).check()
         published = await_published(self.mx_server, self.model_name, self._source_id, self.wait, self._settings)
         logger.info("%s: %d ranks from source %s", self.model_name, published.world_size, published.source_id)
+        with Relays(self.mx_server, self.model_name, published, self._settings) as relays:
+            self._receive(published, relays)
+            if builder is None:
+                return str(self.checkpoint_dir)
+            return str(build_engine(builder, self.checkpoint_dir, self.engine_dir, self.build_config))
+
+    def _receive(self, published: Published, relays: Relays) -> None:
+        """Put the checkpoint in place."""
         with PartialFolder(self.output_dir, CHECKPOINT_NAME) as folder:
-            receiving = Receiving(self.mx_server, self.model_name, published, folder, self._settings, self._progress)
+            receiving = Receiving(
+                self.mx_server, self.model_name, published, folder, relays, self._settings, self._progress
+            )
             try:
                 received = receiving.run()
+                relays.complete()
                 self.config = _parsed(received.files)
                 folder.commit(published.world_size, received.files)
             except NoSpace:
@@ -112,9 +124,6 @@ class MxTrtllmTargetLoader:
                 folder.discard()
                 raise
         self._stats = _stats(received)
-        if builder is None:
-            return str(self.checkpoint_dir)
-        return str(build_engine(builder, self.checkpoint_dir, self.engine_dir, self.build_config))
 
     def get_transfer_stats(self) -> dict[str, float]:
         """Return what the last load moved: total_bytes, total_time in seconds, bandwidth_gbps in gigabits a second.
