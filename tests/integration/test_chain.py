@@ -38,6 +38,7 @@ def seed(registry: str, identity: mx.SourceIdentity, transport: str, uplink: int
 
 @contextmanager
 def targets(registry: str, identity: mx.SourceIdentity, transport: str, count: int) -> Iterator[list[ChainTarget]]:
+    """Start processes that load when they are told to; what is started next becomes ready beside them."""
     with ExitStack() as stack:
         yield [stack.enter_context(ChainTarget(registry, identity, MEGABYTES, transport)) for _ in range(count)]
 
@@ -57,7 +58,7 @@ def only_reader(endpoint: str) -> ReaderStatus:
 def test_targets_that_start_together_feed_one_another(
     registry: str, identity: mx.SourceIdentity, transport: str
 ) -> None:
-    with seed(registry, identity, transport, SLOW) as source, targets(registry, identity, transport, 3) as chain:
+    with targets(registry, identity, transport, 3) as chain, seed(registry, identity, transport, SLOW) as source:
         for target in chain:
             target.start()
         first = only_reader(source.endpoint)
@@ -76,7 +77,7 @@ def test_targets_that_start_together_feed_one_another(
 def test_when_a_link_dies_the_rest_goes_on_where_it_was(
     registry: str, identity: mx.SourceIdentity, transport: str
 ) -> None:
-    with seed(registry, identity, transport, SLOW) as source, targets(registry, identity, transport, 3) as chain:
+    with targets(registry, identity, transport, 3) as chain, seed(registry, identity, transport, SLOW) as source:
         for target in chain:
             target.start()
         first = only_reader(source.endpoint)
@@ -95,8 +96,8 @@ def test_when_a_link_dies_the_rest_goes_on_where_it_was(
 def test_a_link_is_replaced_without_the_registry(identity: mx.SourceIdentity) -> None:
     with (
         RegistryProcess() as registry,
-        seed(registry.address, identity, "tcp", SLOW) as source,
         targets(registry.address, identity, "tcp", 2) as (early, late),
+        seed(registry.address, identity, "tcp", SLOW) as source,
     ):
         early.start()
         early.reach(1)
@@ -111,7 +112,7 @@ def test_a_link_is_replaced_without_the_registry(identity: mx.SourceIdentity) ->
 
 
 def test_a_late_one_takes_what_is_there_and_follows(registry: str, identity: mx.SourceIdentity) -> None:
-    with seed(registry, identity, "local", SLOW) as source, targets(registry, identity, "local", 2) as chain:
+    with targets(registry, identity, "local", 2) as chain, seed(registry, identity, "local", SLOW) as source:
         early, late = chain
         early.start()
         early.reach(6)
@@ -124,7 +125,7 @@ def test_a_late_one_takes_what_is_there_and_follows(registry: str, identity: mx.
 
 
 def test_people_see_who_feeds_whom(registry: str, identity: mx.SourceIdentity) -> None:
-    with seed(registry, identity, "local", SLOW // 8) as source, targets(registry, identity, "local", 2) as chain:
+    with targets(registry, identity, "local", 2) as chain, seed(registry, identity, "local", SLOW // 8) as source:
         for target in chain:
             target.start()
         first = only_reader(source.endpoint)
@@ -181,7 +182,7 @@ def test_a_target_without_room_leaves_nothing_that_others_wait_for(
 
 
 def test_a_source_with_a_limited_uplink_is_read_no_faster(registry: str, identity: mx.SourceIdentity) -> None:
-    with seed(registry, identity, "local", SLOW), targets(registry, identity, "local", 1) as (target,):
+    with targets(registry, identity, "local", 1) as (target,), seed(registry, identity, "local", SLOW):
         target.start()
         report = target.report()
     copied = next(stage for stage in report["stages"] if stage["name"] == "copy and verify")

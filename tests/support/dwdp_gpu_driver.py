@@ -42,6 +42,24 @@ class HostDriver:
         self._events: dict[int, HostEvent] = {}
         self._mapped: dict[int, int] = {}
 
+        self.current = 0
+        """Handle of the stream that torch computes on; 0: in the caller."""
+
+    def foreign_stream(self) -> HostStream:
+        """Return a stream of the device that somebody else has made."""
+        stream = HostStream("foreign")
+        self._streams[next(self._numbers)] = stream
+        return stream
+
+    def compute_on(self, stream: HostStream) -> None:
+        """Let a stream be torch's current one."""
+        self.current = next(handle for handle, one in self._streams.items() if one is stream)
+
+    def finish(self) -> None:
+        """Wait for all streams of the device."""
+        for stream in list(self._streams.values()):
+            stream.finish()
+
     def has(self, name: str) -> bool:
         """Return whether it has a function: all that the package knows."""
         return name in SIGNATURES
@@ -164,17 +182,18 @@ class HostDriver:
         return start + nbytes > base + size
 
 
-def install(*, strict: bool) -> None:
+def install(*, strict: bool) -> HostDriver:
     """Let shared experts use the double in this process: models on the host are taken to be on device 0."""
     double = HostDriver(strict=strict)
     patched: tuple[Any, ...] = (cuda_copy, cuda_vmm, cuda_machine)
     for module in patched:
         module.driver = lambda: double
     patched_torch: Any = torch.cuda
-    patched_torch.current_stream = lambda device: SimpleNamespace(cuda_stream=0)
+    patched_torch.current_stream = lambda device: SimpleNamespace(cuda_stream=double.current)
     patched_torch.current_device = lambda: 0
-    patched_torch.synchronize = lambda device: None  # the double computes before it returns
+    patched_torch.synchronize = lambda device: double.finish()
     patched_machine: Any = cuda_machine.CudaMachine
     patched_machine.here = lambda self: nullcontext()
     patched_manager: Any = manager
     patched_manager.machine_of = lambda model: cuda_machine.CudaMachine(0)
+    return double

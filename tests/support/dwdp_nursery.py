@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
+import torch._dynamo  # hooks need it: ranks that import it each for itself spend most of their time on it
 import torch.distributed as dist
 from torch._C._distributed_c10d import FileStore
 

@@ -3,6 +3,9 @@
 import ctypes
 import threading
 from collections.abc import Sequence
+from functools import partial
+
+import pytest
 
 from modelexpress.dwdp.host_machine import HostMachine, HostStream
 from modelexpress.dwdp.prefetch import Prefetcher
@@ -37,6 +40,18 @@ class GatedMachine(HostMachine):
         return self.streams[-1]
 
 
+class TurningMachine(HostMachine):
+    """Computes on one of two streams."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.both = HostStream("first"), HostStream("second")
+        self.turn = 0
+
+    def compute(self) -> Stream:
+        return self.both[self.turn]
+
+
 def test_a_fetch_that_was_given_up_does_not_overtake_the_one_that_follows() -> None:
     slots = [(ctypes.c_char * max(LAYER_BYTES))() for _ in range(2)]
     sources = [(ctypes.c_char * size)(*[bytes([number + 1])] * size) for number, size in enumerate(LAYER_BYTES)]
@@ -65,6 +80,36 @@ def test_a_fetch_that_was_given_up_does_not_overtake_the_one_that_follows() -> N
     forward.join(20)
     prefetcher.close()
     assert waited == [sources[0].raw]
+
+
+@pytest.mark.parametrize("released_by", [0, 1])
+def test_a_layer_that_two_streams_compute_is_needed_until_both_have(released_by: int) -> None:
+    slot, sources = (
+        ctypes.create_string_buffer(4),
+        [ctypes.create_string_buffer(text, 4) for text in (b"aaaa", b"cccc")],
+    )
+    first, third = ([[(ctypes.addressof(slot), ctypes.addressof(source), 4)]] for source in sources)
+    machine, gate, read = TurningMachine(), threading.Event(), list[bytes]()
+    prefetcher = Prefetcher(machine, [first, [[]], third])
+    prefetcher.begin()
+    for machine.turn in (0, 1):
+        prefetcher.wait(0)
+        if machine.turn != released_by:
+            machine.both[machine.turn].enqueue(partial(gate.wait, 20))
+        machine.both[machine.turn].enqueue(lambda: read.append(slot.raw))
+    machine.turn = released_by
+    prefetcher.release(0)
+    # The other one has not read it: nothing overtakes it, whether or not it gets the time to.
+    threading.Timer(0.1, gate.set).start()
+    machine.turn = 1 - released_by
+    prefetcher.wait(2)
+    for stream in machine.both:
+        stream.finish()
+    assert read == [b"aaaa"] * 2
+    assert slot.raw == b"cccc"
+    prefetcher.close()
+    for stream in machine.both:
+        stream.close()
 
 
 def _half(slot: "ctypes.Array[ctypes.c_char]", source: "ctypes.Array[ctypes.c_char]", lane: int) -> list[Copy]:

@@ -106,6 +106,32 @@ def test_what_fails_in_a_stream_is_told_when_it_is_finished(streams: tuple[HostS
         streams[0].finish()
 
 
+def test_a_machine_is_finished_when_all_streams_are_also_those_of_others(
+    streams: tuple[HostStream, HostStream],
+) -> None:
+    compute, other = streams
+    machine, done = HostMachine(compute=compute), list[int]()
+    held = Held(other)
+    for number in range(1000):
+        other.enqueue(partial(done.append, number))
+    compute.enqueue(held.release)
+    machine.finish()
+    assert len(done) == 1000
+
+
+@pytest.mark.parametrize("failing", [0, 1])
+def test_where_one_stream_fails_a_machine_waits_for_the_others_all_the_same(
+    streams: tuple[HostStream, HostStream], failing: int
+) -> None:
+    machine, done = HostMachine(compute=streams[0]), list[int]()
+    streams[failing].enqueue(lambda: 1 // 0)
+    for stream in streams:
+        stream.enqueue(lambda: done.append(1))
+    with pytest.raises(DeviceError, match="division"):
+        machine.finish()
+    assert done == [1, 1]
+
+
 def test_time_between_marks(machine: HostMachine, streams: tuple[HostStream, HostStream]) -> None:
     start, end = machine.event(timed=True), machine.event(timed=True)
     with pytest.raises(DeviceError, match="never recorded"):

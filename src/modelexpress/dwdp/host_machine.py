@@ -4,8 +4,9 @@ import ctypes
 import queue
 import threading
 import time
+import weakref
 from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, ExitStack, nullcontext
 from functools import partial
 
 from modelexpress.dwdp.streams import Copy, Event, Machine, Stream
@@ -15,6 +16,8 @@ from modelexpress.memory.host_vmm import HostVmm
 
 _DEADLINE = 300.0
 """Seconds after which work that waits for a mark that nobody reaches gives up."""
+_working: "weakref.WeakSet[HostStream]" = weakref.WeakSet()
+"""All streams of the host in this process: those of one device, so to speak."""
 
 
 class _Mark:
@@ -51,6 +54,7 @@ class HostStream(Stream):
         self._failure: BaseException | None = None
         self._thread = threading.Thread(target=self._run, name=name, daemon=True)
         self._thread.start()
+        _working.add(self)
 
     def enqueue(self, work: Callable[[], object]) -> None:
         """Let the thread do something after what it was given before."""
@@ -71,15 +75,15 @@ class HostStream(Stream):
     def finish(self) -> None:
         done = threading.Event()
         self.enqueue(done.set)
-        while not done.wait(1.0):
-            if not self._thread.is_alive():
-                break
+        while self._thread.is_alive() and not done.wait(1.0):
+            pass
         if self._failure is not None:
             raise DeviceError(f"a stream of the host failed: {self._failure}") from self._failure
 
     def close(self) -> None:
         self._work.put(None)
         self._thread.join()
+        _working.discard(self)
 
     def _run(self) -> None:
         while (work := self._work.get()) is not None:
@@ -136,7 +140,9 @@ class HostMachine(Machine):
         return nullcontext()
 
     def finish(self) -> None:
-        self._compute.finish()
+        with ExitStack() as all_of_them:  # where one has failed, the others are waited for all the same
+            for stream in (self._compute, *_working):
+                all_of_them.callback(stream.finish)
 
     def trim(self) -> None:
         """Do nothing: the host's allocator gives large blocks back at once."""

@@ -1,13 +1,14 @@
 """Unix sockets between the ranks of a group: they carry descriptors of memory, and tell when a rank ends."""
 
+import errno
 import os
 import select
 import socket
 import struct
 import threading
 import weakref
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import ExitStack, suppress
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager, suppress
 from functools import partial
 from pathlib import Path
 from typing import NamedTuple, TypeVar
@@ -20,7 +21,27 @@ MOST_DESCRIPTORS = 200
 """In one message; the kernel takes 253 (SCM_MAX_FD)."""
 _HELLO = struct.Struct("!I32s")
 _LEAVING = b"leaving"
+_NO_MORE_FILES = "this process may open no more files: raise the limit (`ulimit -n`)"
+_TOO_MANY_ON_THE_WAY = (
+    "more descriptors of this user are on their way between processes than a process may open files: raise the limit "
+    "(`ulimit -n`)"
+)
 _open: "weakref.WeakSet[Links]" = weakref.WeakSet()
+
+
+@contextmanager
+def telling_of_files() -> Iterator[None]:
+    """Say what helps where a block needs more open files than there may be.
+
+    Raises:
+        DwdpError: The process may open no more files.
+    """
+    try:
+        yield
+    except OSError as error:
+        if error.errno == errno.EMFILE:
+            raise DwdpError(_NO_MORE_FILES) from error
+        raise
 
 
 class _Home(NamedTuple):
@@ -63,6 +84,7 @@ class Links:
                 ranks.gather(True)  # everybody listens
                 for peer in range(ranks.rank):
                     self._connect(peer, name)
+                ranks.gather(True)  # everybody has connected: nobody waits for one that could not
                 while len(self._sockets) < ranks.size - 1:
                     self._accept(listener, name)
             undo.pop_all()
@@ -148,12 +170,14 @@ class Links:
         data, found, flags, _ = self._guarded(
             peer, lambda: socket.recv_fds(link, 16, MOST_DESCRIPTORS, socket.MSG_CMSG_CLOEXEC)
         )
-        if len(found) != count:
+        cut_off = bool(flags & socket.MSG_CTRUNC)
+        if len(found) != count or cut_off:
             for one in found:
                 os.close(one)
-            if flags & socket.MSG_CTRUNC:
-                raise DwdpError("this process may open no more files: raise the limit (`ulimit -n`)")
-            said = "left" if data in (b"", _LEAVING) else f"sent {len(found)} descriptors instead of {count}"
+            if cut_off and len(found) < count:
+                raise DwdpError(_NO_MORE_FILES)
+            sent = f"sent {'more than ' if cut_off else ''}{len(found)} descriptors instead of {count}"
+            said = "left" if data in (b"", _LEAVING) else sent
             raise RankLost(f"rank {peer} of the group {said} while memory was being exchanged: its own log says why")
         return list(found)
 
@@ -161,6 +185,8 @@ class Links:
         try:
             return action()
         except OSError as error:
+            if error.errno == errno.ETOOMANYREFS:  # of this process, not of the other one
+                raise DwdpError(_TOO_MANY_ON_THE_WAY) from error
             who = "a rank" if peer is None else f"rank {peer}"
             raise RankLost(
                 f"{who} of the group ended, or did not answer within {self._deadline:g} s: {error}"

@@ -11,7 +11,7 @@ from modelexpress.dwdp.agreement import agree
 from modelexpress.dwdp.config import DwdpConfig
 from modelexpress.dwdp.find import check_model, find_layer, find_layers, numbered_layer
 from modelexpress.dwdp.interrupts import held_back
-from modelexpress.dwdp.links import Links
+from modelexpress.dwdp.links import Links, telling_of_files
 from modelexpress.dwdp.machines import machine_of
 from modelexpress.dwdp.model import ExpertLayer
 from modelexpress.dwdp.prefetch import Observer, Prefetcher
@@ -130,7 +130,8 @@ class DwdpManager:
         with held_back() as handle_interrupts:
             self._undo = Undo()
             try:
-                self._running = self._share(machine, handle_interrupts)
+                with telling_of_files():
+                    self._running = self._share(machine, handle_interrupts)
                 handle_interrupts()
             except BaseException as error:  # also an interrupt: set-up is all or nothing
                 self._running, self._failed = None, True

@@ -7,7 +7,7 @@ the next forward begins with is on its way while the last one ends.
 
 from collections.abc import Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TypeVar
 
 from modelexpress.dwdp.pages import SLOTS, slot_of
@@ -52,8 +52,17 @@ class _Slot:
     prefetched: Event
     consumed: Event
     holds: int | None = None
-    reader: Stream | None = None
-    """The stream that has waited for it, and has not released it."""
+    readers: list[Stream] = field(default_factory=list)
+    """The streams that have waited for it, and have not released it."""
+
+    def consumed_by(self, compute: Stream) -> None:
+        """Mark it as consumed where a stream is now, and all others that read it are."""
+        for reader in self.readers:
+            if reader is not compute:
+                reader.record(self.consumed)
+                compute.wait(self.consumed)
+        compute.record(self.consumed)
+        self.readers.clear()
 
 
 class Prefetcher:
@@ -93,13 +102,13 @@ class Prefetcher:
     def wait(self, position: int) -> None:
         """Let what the model enqueues from now on begin when a layer's experts are there; once in a layer is enough."""
         slot, compute = self._slots[slot_of(position)], self._machine.compute()
-        if slot.holds == position and slot.reader is compute:
+        if slot.holds == position and compute in slot.readers:
             return
         self._ensure(position)
         if self._observer is not None:
             self._observer.waiting(position, compute)
         compute.wait(slot.prefetched)
-        slot.reader = compute
+        slot.readers.append(compute)
         if self._observer is not None:
             self._observer.computing(position, compute)
 
@@ -108,8 +117,7 @@ class Prefetcher:
         slot, compute = self._slots[slot_of(position)], self._machine.compute()
         if self._observer is not None:
             self._observer.computed(position, compute)
-        compute.record(slot.consumed)
-        slot.reader = None
+        slot.consumed_by(compute)
         following = position + SLOTS
         self._fetch(following if following < len(self._layers) else slot_of(position))
 
@@ -136,11 +144,7 @@ class Prefetcher:
             return
         # A forward that broke off, or skips layers: whatever reads the slot has been enqueued by now, and what was on
         # its way into it must have arrived, in all lanes.
-        compute = self._machine.compute()
-        if slot.reader is not None and slot.reader is not compute:
-            slot.reader.record(slot.consumed)
-            compute.wait(slot.consumed)
-        compute.record(slot.consumed)
+        slot.consumed_by(self._machine.compute())
         for lane in self._lanes:
             lane.wait(slot.prefetched)
         self._fetch(position)
@@ -149,7 +153,7 @@ class Prefetcher:
         slot = self._slots[slot_of(position)]
         if slot.holds == position:
             return
-        slot.holds = slot.reader = None
+        slot.holds = None
         for lane, done, copies in zip(self._lanes, self._done, self._layers[position], strict=True):
             lane.wait(slot.consumed)
             if self._observer is not None:
