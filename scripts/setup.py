@@ -27,6 +27,8 @@ TORCH = "torch==2.13.0"  # not a requirement of the package, because engines bri
 def main() -> None:
     """Set up, unless that was done."""
     os.chdir(ROOT)
+    if is_done():
+        return  # without the lock, which `make engines` may hold for minutes
     with alone():
         if is_done():
             return
@@ -78,6 +80,7 @@ def make_environment() -> None:
     """Make the environment, or go on with the one that is there if its making was not interrupted."""
     moved = STAMP.exists() and STAMP.read_text().splitlines()[:1] != [str(VENV)]
     if moved or UNFINISHED.exists() or not runs(VENV / "bin" / "python"):
+        STAMP.unlink(missing_ok=True)  # first of all: what is half removed must not look complete
         shutil.rmtree(VENV, ignore_errors=True)
     VENV.mkdir(exist_ok=True)
     UNFINISHED.touch()

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from tests.support.documented import Reader
+from tests.support.vllm_replica import share_what_vllm_knows
 from tests.support.waiting import wait_until
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -35,6 +36,7 @@ def test_the_page_of_vllm_works(vllm_python: Path, ports: list[int], tmp_path: P
     def variables(port: int) -> dict[str, str]:
         """Each replica has caches of its own, as on hosts of their own."""
         caches = tmp_path / f"caches-{port}"
+        share_what_vllm_knows(vllm_python, caches / "vllm")
         folders = {"VLLM_CACHE_ROOT": "vllm", "TORCHINDUCTOR_CACHE_DIR": "inductor", "TRITON_CACHE_DIR": "triton"}
         path = f"{vllm_python.parent}{os.pathsep}{os.environ['PATH']}"
         return {**VLLM, **{name: str(caches / folder) for name, folder in folders.items()}, "PATH": path}

@@ -7,6 +7,8 @@ import pytest
 
 from modelexpress.cli.demo_model import build_demo_model
 from modelexpress.client import Client
+from tests.support.engines import free_port
+from tests.support.registries import RegistryProcess
 from tests.support.vllm_replica import VllmReplica
 from tests.support.waiting import wait_until
 
@@ -35,36 +37,36 @@ def ruin(checkpoint: Path) -> None:
         path.write_bytes(data[:head] + bytes(len(data) - head))
 
 
-@pytest.mark.parametrize("layout", ["", "processed"])
-def test_a_second_replica_comes_up_from_the_first_and_a_third_from_the_second(
-    vllm_python: Path, registry: str, checkpoint: Path, tmp_path: Path, layout: str
+def test_replicas_come_up_from_each_other_and_without_a_registry_as_always(
+    vllm_python: Path, checkpoint: Path, tmp_path: Path
 ) -> None:
+    address = f"127.0.0.1:{free_port()}"
+
     def replica(name: str, load_format: str) -> VllmReplica:
         options: Mapping[str, object] = {"load_format": load_format, **ALONE}
-        return VllmReplica(
-            vllm_python,
-            checkpoint,
-            tmp_path / f"{name}.log",
-            registry,
-            options=options,
-            layout=layout,
-            variables=REVISION,
-        )
+        log = tmp_path / f"{name}.log"
+        return VllmReplica(vllm_python, checkpoint, log, address, options=options, variables=REVISION)
 
     with replica("first", "modelexpress") as first:
-        assert FROM_PEER not in first.messages
-        await_sources(registry, 1)
-        ruin(checkpoint)
-        with replica("second", "mx") as second:
-            assert FROM_PEER in second.messages
-            assert second.tokens == first.tokens
-            if layout:
-                return  # the chain of replicas is the same for both
-            await_sources(registry, 2)
-            first.kill()
-            with replica("third", "modelexpress") as third:
-                assert FROM_PEER in third.messages
-                assert third.tokens == first.tokens
+        assert f"loading natively: no registry is available at {address}" in first.messages
+        assert len(first.tokens) == 12
+        with RegistryProcess(listen=address):
+            await_sources(address, 1)
+            ruin(checkpoint)
+            with replica("second", "mx") as second:
+                assert FROM_PEER in second.messages
+                assert second.tokens == first.tokens
+                await_sources(address, 2)
+                first.kill()
+                with replica("third", "modelexpress") as third:
+                    assert FROM_PEER in third.messages
+                    assert third.tokens == first.tokens
+
+
+def test_processed_weights_are_shared(vllm_python: Path, registry: str, checkpoint: Path, tmp_path: Path) -> None:
+    first, second = pair(vllm_python, registry, checkpoint, tmp_path, ALONE, 1, layout="processed")
+    assert FROM_PEER not in first
+    assert second.count(FROM_PEER) == 1
 
 
 def test_each_rank_gets_what_the_same_rank_has(
@@ -102,14 +104,14 @@ def pair(
     options: Mapping[str, object],
     materials: int,
     also: Path | None = None,
+    layout: str = "",
 ) -> tuple[str, str]:
     """Start a replica, and another one once so many materials are offered; return what both said."""
 
     def replica(name: str) -> VllmReplica:
         log = folder / f"{name}.log"
-        return VllmReplica(
-            python, checkpoint, log, registry, options={"load_format": "mx", **options}, variables=REVISION
-        )
+        given = {"load_format": "mx", **options}
+        return VllmReplica(python, checkpoint, log, registry, options=given, layout=layout, variables=REVISION)
 
     with replica("first") as first:
         await_sources(registry, materials)
@@ -118,10 +120,3 @@ def pair(
         with replica("second") as second:
             assert second.tokens == first.tokens
             return first.messages, second.messages
-
-
-def test_without_a_registry_it_loads_natively_and_says_why(vllm_python: Path, checkpoint: Path, tmp_path: Path) -> None:
-    options = {"load_format": "modelexpress", **ALONE}
-    with VllmReplica(vllm_python, checkpoint, tmp_path / "alone.log", "127.0.0.1:9", options=options) as alone:
-        assert "loading natively: no registry is available at 127.0.0.1:9" in alone.messages
-        assert len(alone.tokens) == 12

@@ -13,7 +13,7 @@ from tests.support.sources import tensors
 
 
 class ChainTarget(Child):
-    """Starts the process; it loads when it is told to.
+    """Starts the process, without waiting for it; it loads when it is told to.
 
     Args:
         registry: HOST:PORT.
@@ -36,11 +36,19 @@ class ChainTarget(Child):
         device = "cpu" if gpu is None else "cuda"
         options = (registry, identity.model_name, str(megabytes), transport, device, str(uplink))
         environment = {} if gpu is None else {"CUDA_VISIBLE_DEVICES": str(gpu)}
-        super().__init__("tests.support.chain_target", *options, environment=environment)
-        self.worker_id: str = self.answer()["worker_id"]
+        super().__init__("tests.support.chain_target", *options, environment=environment, warm=gpu is None)
+        self._worker_id = ""
+
+    @property
+    def worker_id(self) -> str:
+        """Its worker's; it is there once the process is ready."""
+        if not self._worker_id:
+            self._worker_id = self.answer()["worker_id"]
+        return self._worker_id
 
     def start(self) -> None:
-        """Let it load, without waiting for that."""
+        """Let it load once it is ready, without waiting for that."""
+        assert self.worker_id
         self.tell("load")
 
     def reach(self, tenths: int) -> None:

@@ -8,6 +8,8 @@ from collections.abc import Mapping
 from types import TracebackType
 from typing import IO, Any, Self
 
+from tests.support.warm import start
+
 
 class Child:
     """A process that runs a module, with its standard input and output as pipes.
@@ -18,6 +20,7 @@ class Child:
         environment: Variables that it has beside those of this process.
         python: The interpreter.
         log: Where its standard error goes; None: to that of this process.
+        warm: Fork it from a process that has imported torch, which takes seconds; with neither `python` nor `log`.
     """
 
     def __init__(
@@ -27,14 +30,19 @@ class Child:
         environment: Mapping[str, str] | None = None,
         python: str = sys.executable,
         log: IO[bytes] | None = None,
+        warm: bool = False,
     ) -> None:
+        variables = os.environ | dict(environment or {})
+        if warm:
+            self.process = start(module, options, variables)
+            return
         self.process = subprocess.Popen(
             [python, "-m", module, *options],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=log,
             text=True,
-            env=os.environ | dict(environment or {}),
+            env=variables,
         )
 
     def line(self) -> str:

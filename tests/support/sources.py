@@ -33,7 +33,7 @@ class SourceProcess(Child):
         uplink: int = 0,
     ) -> None:
         options = (registry, identity.model_name, str(megabytes), transport, str(seed), str(uplink))
-        super().__init__("tests.support.sources", *options)
+        super().__init__("tests.support.sources", *options, warm=True)
         fields = self.answer()
         self.worker_id: str = fields["worker_id"]
         self.endpoint: str = fields["endpoint"]

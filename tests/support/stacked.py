@@ -56,7 +56,7 @@ class StackedSource(Child):
         uplink: int = 0,
     ) -> None:
         options = (registry, identity.model_name, transport, *map(str, (layers, seed, chunk, uplink)))
-        super().__init__("tests.support.stacked", "source", *options)
+        super().__init__("tests.support.stacked", "source", *options, warm=True)
         fields = self.answer()
         self.worker_id: str = fields["worker_id"]
         self.endpoint: str = fields["endpoint"]

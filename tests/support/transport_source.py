@@ -79,7 +79,8 @@ class TransportSource(Child):
         environment = {"OPENBLAS_NUM_THREADS": "1"}  # threads are counted, and numpy's are not meant
         if visible is not None:
             environment["CUDA_VISIBLE_DEVICES"] = visible
-        super().__init__("tests.support.transport_source", *options, environment=environment)
+        warm = visible is None and name != "device"
+        super().__init__("tests.support.transport_source", *options, environment=environment, warm=warm)
 
     def ask(self, command: str, *arguments: Any) -> Any:
         """Let the process execute a command, and return its answer."""

@@ -12,6 +12,7 @@ from tests.support.children import Child
 
 _VARIABLES = {
     "HF_HUB_OFFLINE": "1",
+    "TORCH_COMPILE_DISABLE": "1",  # models run eagerly, and no process has to compile helpers of vLLM
     "VLLM_CPU_KVCACHE_SPACE": "1",
     "VLLM_CPU_OMP_THREADS_BIND": "0|1",
     "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
@@ -44,8 +45,10 @@ class VllmReplica(Child):
         variables: Mapping[str, str] | None = None,
     ) -> None:
         self.log = log
+        cache_root = log.with_suffix(".cache")
+        share_what_vllm_knows(python, cache_root)
         given = {"model": str(model), "options": dict(options), "layout": layout}
-        environment = {**_VARIABLES, "VLLM_CACHE_ROOT": str(log.with_suffix(".cache")), "MX_SERVER_ADDRESS": registry}
+        environment = {**_VARIABLES, "VLLM_CACHE_ROOT": str(cache_root), "MX_SERVER_ADDRESS": registry}
         with log.open("wb") as file:
             super().__init__(
                 "tests.support.vllm_replica",
@@ -60,6 +63,18 @@ class VllmReplica(Child):
     def messages(self) -> str:
         """What vLLM has logged so far."""
         return self.log.read_text()
+
+
+def share_what_vllm_knows(python: Path, cache_root: Path) -> None:
+    """Let a new VLLM_CACHE_ROOT have what vLLM knows of classes of models, which it keeps in a folder `modelinfos`.
+
+    Where it is missing, a start imports all of vLLM in one more process, which only looks at the class. It stays in the
+    environment, and holds nothing of any model's weights or kernels.
+    """
+    known = python.parents[1] / "modelinfos"
+    known.mkdir(exist_ok=True)
+    cache_root.mkdir(parents=True, exist_ok=True)
+    (cache_root / "modelinfos").symlink_to(known)
 
 
 def _without_packing() -> None:
