@@ -7,6 +7,7 @@ import pytest
 
 from modelexpress.client import Client
 from tests.support.engines import SglangServer, free_port
+from tests.support.moe_checkpoint import write_experts
 from tests.support.registries import RegistryProcess
 from tests.support.waiting import wait_until
 
@@ -43,7 +44,10 @@ def without_weights(checkpoint: Path) -> dict[Path, bytes]:
     return contents
 
 
-def test_replicas_come_up_from_each_other_and_without_a_peer_as_always(sglang_python: Path, checkpoint: Path) -> None:
+def test_replicas_come_up_from_each_other_and_without_a_peer_as_always(
+    sglang_python: Path, checkpoint: Path, tmp_path: Path
+) -> None:
+    checkpoint = write_experts(checkpoint, tmp_path / "experts")
     address = f"127.0.0.1:{free_port()}"
     with replica(sglang_python, checkpoint, "first", url=address) as first:
         first.wait_healthy()

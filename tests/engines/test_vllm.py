@@ -8,6 +8,8 @@ import pytest
 from modelexpress.cli.demo_model import build_demo_model
 from modelexpress.client import Client
 from tests.support.engines import free_port
+from tests.support.moe_checkpoint import write_experts
+from tests.support.quantised_checkpoint import quantise
 from tests.support.registries import RegistryProcess
 from tests.support.vllm_replica import VllmReplica
 from tests.support.waiting import wait_until
@@ -63,8 +65,19 @@ def test_replicas_come_up_from_each_other_and_without_a_registry_as_always(
                     assert third.tokens == first.tokens
 
 
-def test_processed_weights_are_shared(vllm_python: Path, registry: str, checkpoint: Path, tmp_path: Path) -> None:
-    first, second = pair(vllm_python, registry, checkpoint, tmp_path, ALONE, 1, layout="processed")
+def test_processed_weights_of_experts_are_shared(
+    vllm_python: Path, registry: str, checkpoint: Path, tmp_path: Path
+) -> None:
+    experts = write_experts(checkpoint, tmp_path / "experts")
+    first, second = pair(vllm_python, registry, experts, tmp_path, ALONE, 1, layout="processed")
+    assert FROM_PEER not in first
+    assert second.count(FROM_PEER) == 1
+
+
+def test_quantised_weights_are_shared_as_they_were_before_the_post_load_step(
+    vllm_python: Path, registry: str, checkpoint: Path, tmp_path: Path
+) -> None:
+    first, second = pair(vllm_python, registry, quantise(checkpoint), tmp_path, ALONE, 1)
     assert FROM_PEER not in first
     assert second.count(FROM_PEER) == 1
 

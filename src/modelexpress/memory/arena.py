@@ -6,6 +6,7 @@ import fcntl
 import mmap
 import os
 import weakref
+from collections.abc import Callable
 from typing import ClassVar, Self
 
 from modelexpress.errors import ConfigurationError
@@ -35,6 +36,8 @@ class HostArena(mmap.mmap):
     Args:
         nbytes: Capacity in bytes; zero is allowed.
         name: Shown in /proc/PID/maps.
+        fill: Writes to the descriptor before it is sealed: pages that are written to as a whole need no clearing. What
+            it raises is raised.
 
     Raises:
         ConfigurationError: The capacity is negative or larger than the address space allows.
@@ -45,15 +48,21 @@ class HostArena(mmap.mmap):
     _used: int
     _release: "weakref.finalize[[int], HostArena]"
 
-    def __new__(cls, nbytes: int, name: str = "modelexpress") -> Self:
+    def __new__(cls, nbytes: int, name: str = "modelexpress", *, fill: Callable[[int], object] | None = None) -> Self:
         descriptor = os.memfd_create(name, os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
         try:
             os.ftruncate(descriptor, max(nbytes, 1) if nbytes >= 0 else nbytes)
             self = super().__new__(cls, descriptor, max(nbytes, 1), mmap.MAP_SHARED)
-            fcntl.fcntl(descriptor, fcntl.F_ADD_SEALS, _SEALS)
         except (OSError, ValueError, OverflowError) as error:
             os.close(descriptor)
             raise ConfigurationError(f"no arena of {nbytes} bytes can be made: {error}") from error
+        try:
+            if fill is not None:
+                fill(descriptor)
+            fcntl.fcntl(descriptor, fcntl.F_ADD_SEALS, _SEALS)
+        except BaseException:  # whatever it was: nobody else has the descriptor
+            os.close(descriptor)
+            raise
         with contextlib.suppress(OSError):
             # Fewer page faults, where the administrator lets shared memory have large pages.
             self.madvise(mmap.MADV_HUGEPAGE)

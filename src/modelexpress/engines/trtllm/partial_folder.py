@@ -11,11 +11,10 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
-import numpy as np
-
 from modelexpress.engines.trtllm.config import rank_name
 from modelexpress.engines.trtllm.errors import NoSpace
 from modelexpress.errors import CheckpointError
+from modelexpress.memory.file_backed import address_of, back_with_file, start_writing
 from modelexpress.weights.folder_lock import lock_folder
 from modelexpress.weights.staging_folder import StagingFolder
 
@@ -41,7 +40,7 @@ class MappedFile:
     @property
     def address(self) -> int:
         """Where its first byte is mapped, as long as somebody holds `content`."""
-        return int(np.frombuffer(self.content, np.uint8).ctypes.data)
+        return address_of(self.content)
 
     def expect_writes(self) -> None:
         """Let pages be made one by one as they are filled.
@@ -52,13 +51,14 @@ class MappedFile:
         self.content.madvise(mmap.MADV_RANDOM)
 
     def let_go(self, start: int, end: int) -> None:
-        """Give the memory of a range back, to which nothing is written any more: its bytes stay in the file.
+        """Give the memory of a range back, to which nothing is written any more: its bytes go to the disk.
 
         Args:
             start: Of the range, a multiple of the page size.
             end: Of the range.
         """
         if end > start:
+            start_writing(self.address + start, end - start)
             self.content.madvise(mmap.MADV_DONTNEED, start, end - start)
             # Who reads it again goes on from there.
             self.content.madvise(mmap.MADV_NORMAL, start, end - start)
@@ -254,8 +254,11 @@ def _map(path: Path, nbytes: int, flags: int) -> mmap.mmap:
     try:
         descriptor = os.open(path, flags | os.O_CLOEXEC)
         try:
-            return mmap.mmap(descriptor, nbytes, prot=protection)
+            content = mmap.mmap(descriptor, nbytes, prot=protection)
         finally:
             os.close(descriptor)
+        if flags == os.O_RDWR:
+            back_with_file(content, path)
+        return content
     except OSError as error:
         raise CheckpointError(f"cannot map {path}: {error.strerror}; remove it, or choose another folder") from error

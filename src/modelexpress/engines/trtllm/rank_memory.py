@@ -4,17 +4,20 @@ import mmap
 import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from modelexpress.errors import CheckpointError
-from modelexpress.memory import HostArena, memory_view
+from modelexpress.memory import HostArena
+from modelexpress.memory.file_backed import can_send, send
 from modelexpress.peer import file_specs
 from modelexpress.transfer.manifest import Manifest, Scope, contiguous_strides
 from modelexpress.transfer.seal import seal
-from modelexpress.transport.pages import PIECE_BYTES, make_ready
 from modelexpress.weights.safetensors_header import LENGTH_BYTES, parse_header
 from modelexpress.weights.small_files import damaged, open_regular
 from modelexpress.wire.records import TensorSpec
+
+_PIECE_BYTES = 16 << 20
 
 Advance = Callable[[int], None]
 """Told how many more bytes have been read."""
@@ -92,12 +95,11 @@ class RankFile:
         Raises:
             CheckpointError: The file cannot be read, or is not what it was when it was looked at.
         """
-        arena = HostArena(self.nbytes)
         descriptor = open_regular(self.path)
         try:
             # The path may lead to another file by now, whose tensors the header is not about.
             self._check_unchanged(descriptor)
-            _fill(arena.region.address, self.nbytes, descriptor, len(self.header), advance)
+            arena = HostArena(self.nbytes, fill=partial(_fill, self.nbytes, descriptor, len(self.header), advance))
             self._check_unchanged(descriptor)
         except OSError as error:
             raise CheckpointError(f"cannot read {self.path}: {error.strerror}; try another disk") from error
@@ -123,14 +125,22 @@ def _state(descriptor: int) -> FileState:
     return found.st_ino, found.st_size, found.st_mtime_ns
 
 
-def _fill(address: int, nbytes: int, descriptor: int, start: int, advance: Advance) -> None:
+def _fill(nbytes: int, descriptor: int, start: int, advance: Advance, out: int) -> None:
     done = 0
     while done < nbytes:
-        size = min(PIECE_BYTES, nbytes - done)
-        make_ready(address + done, size)
-        # Read, not mapped: a file that somebody truncates must not end this process with SIGBUS.
-        count = os.preadv(descriptor, [memory_view(address + done, size)], start + done)
+        size = min(_PIECE_BYTES, nbytes - done)
+        count = _copied(descriptor, start + done, out, done, size)
         if count == 0:
             raise EOFError
         done += count
         advance(count)
+
+
+def _copied(descriptor: int, offset: int, out: int, position: int, nbytes: int) -> int:
+    """Copy a piece of a file into memory; a file that somebody truncates must not end this process with SIGBUS."""
+    try:
+        return send(out, position, descriptor, offset, nbytes)
+    except OSError as error:
+        if can_send(error):
+            raise
+        return os.pwrite(out, os.pread(descriptor, nbytes, offset), position)
