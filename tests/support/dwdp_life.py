@@ -1,5 +1,6 @@
 """Cases about beginning and end: ranks that fail, are interrupted, stop or leave, and what is left behind."""
 
+import errno
 import gc
 import os
 import signal
@@ -72,8 +73,10 @@ def _is_ours(descriptor: str) -> bool:
             return not target.endswith("/store")
         with socket.socket(fileno=os.dup(int(descriptor))) as link:
             return link.family == socket.AF_UNIX
-    except FileNotFoundError:
-        return False  # it was that of this directory
+    except OSError as error:
+        if error.errno not in (errno.ENOENT, errno.EBADF):
+            raise
+        return False  # it was that of this directory, or one that another thread has closed meanwhile
 
 
 class Meddler(HostMachine):
