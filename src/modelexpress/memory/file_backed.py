@@ -7,18 +7,57 @@ import ctypes
 import errno
 import mmap
 import os
-import weakref
-from bisect import bisect_right
 from pathlib import Path
+from typing import Self
 
 import numpy as np
 
 _START_WRITING = 2  # SYNC_FILE_RANGE_WRITE
+_BUFFER_BYTES = 1 << 20
 _libc = ctypes.CDLL(None)
 _sync_file_range = _libc.sync_file_range
 _sync_file_range.argtypes = (ctypes.c_int, ctypes.c_int64, ctypes.c_int64, ctypes.c_uint)
-_known: tuple[tuple[int, int, int], ...] = ()
-"""Address, end and descriptor of each file, by address. Replaced, never changed: threads look at it without a lock."""
+_known: dict[int, tuple[int, int]] = {}
+"""End and descriptor of each file that is mapped for writing, by its address."""
+
+
+class FileMapping(mmap.mmap):
+    """All of a file, mapped for reading and writing; whoever copies into it may write to the file instead.
+
+    Args:
+        path: The file.
+        nbytes: Its size.
+
+    Raises:
+        OSError: It cannot be opened or mapped.
+    """
+
+    _address: int
+
+    def __new__(cls, path: Path, nbytes: int) -> Self:
+        descriptor = os.open(path, os.O_RDWR | os.O_CLOEXEC)
+        try:
+            self = super().__new__(cls, descriptor, nbytes)
+        except BaseException:  # nobody else has the descriptor; it is raised again
+            os.close(descriptor)
+            raise
+        self._address = address_of(self)
+        _known[self._address] = (self._address + nbytes, descriptor)
+        return self
+
+    def close(self) -> None:
+        """Unmap it. Closing twice is allowed."""
+        self._forget()
+        super().close()
+
+    def __del__(self) -> None:
+        # Before it is unmapped: its addresses may be another's at once.
+        self._forget()
+
+    def _forget(self) -> None:
+        if (found := _known.pop(self._address, None)) is not None:
+            os.close(found[1])
+        self._address = -1
 
 
 def address_of(content: mmap.mmap) -> int:
@@ -26,35 +65,16 @@ def address_of(content: mmap.mmap) -> int:
     return int(np.frombuffer(content, np.uint8).ctypes.data)
 
 
-def back_with_file(content: mmap.mmap, path: Path) -> None:
-    """Let those who copy into a mapping write to its file instead, as long as the mapping lives.
-
-    Args:
-        content: All of the file, mapped shared.
-        path: The file.
-
-    Raises:
-        OSError: The file cannot be opened for writing.
-    """
-    global _known
-    descriptor = os.open(path, os.O_WRONLY | os.O_CLOEXEC)
-    address = address_of(content)
-    entry = (address, address + len(content), descriptor)
-    _known = tuple(sorted((*_known, entry)))
-    weakref.finalize(content, _forget, entry).atexit = False
-
-
 def file_behind(address: int, nbytes: int) -> tuple[int, int] | None:
     """Return descriptor and offset of the file that a range of memory is a part of; None where it is no file's."""
-    files = _known
-    position = bisect_right(files, address, key=lambda entry: entry[0]) - 1
-    if position < 0 or address + nbytes > files[position][1]:
-        return None
-    return files[position][2], address - files[position][0]
+    for start, (end, descriptor) in _known.copy().items():  # a copy: other threads map and unmap
+        if start <= address and address + nbytes <= end:
+            return descriptor, address - start
+    return None
 
 
 def send(out: int, position: int, descriptor: int, offset: int, nbytes: int) -> int:
-    """Copy from one file into another within the kernel, and return how many bytes that were: less at the file's end.
+    """Copy from one file into another, and return how many bytes that were: less at the end of what is read.
 
     Args:
         out: Where to; other threads may write to it at the same time.
@@ -64,7 +84,7 @@ def send(out: int, position: int, descriptor: int, offset: int, nbytes: int) -> 
         nbytes: How many.
 
     Raises:
-        OSError: One of them fails; EINVAL: the kernel cannot copy between these two.
+        OSError: One of them fails.
     """
     # A position of its own: that of `out` is everybody's.
     own, done = os.open(f"/proc/self/fd/{out}", os.O_WRONLY | os.O_CLOEXEC), 0
@@ -72,14 +92,13 @@ def send(out: int, position: int, descriptor: int, offset: int, nbytes: int) -> 
         os.lseek(own, position, os.SEEK_SET)
         while done < nbytes and (count := os.sendfile(own, descriptor, offset + done, nbytes - done)):
             done += count
+    except OSError as error:
+        if error.errno not in (errno.EINVAL, errno.ENOSYS):
+            raise
+        done += _through_a_buffer(out, position + done, descriptor, offset + done, nbytes - done)
     finally:
         os.close(own)
     return done
-
-
-def can_send(error: OSError) -> bool:
-    """Return whether `send` failed for another reason than that the kernel cannot do it."""
-    return error.errno not in (errno.EINVAL, errno.ENOSYS)
 
 
 def start_writing(address: int, nbytes: int) -> None:
@@ -88,7 +107,9 @@ def start_writing(address: int, nbytes: int) -> None:
         _sync_file_range(*found, nbytes, _START_WRITING)
 
 
-def _forget(entry: tuple[int, int, int]) -> None:
-    global _known
-    _known = tuple(each for each in _known if each != entry)
-    os.close(entry[2])
+def _through_a_buffer(out: int, position: int, descriptor: int, offset: int, nbytes: int) -> int:
+    """Do what `send` does, between files that the kernel does not copy between."""
+    done = 0
+    while done < nbytes and (data := os.pread(descriptor, min(_BUFFER_BYTES, nbytes - done), offset + done)):
+        done += os.pwrite(out, data, position + done)
+    return done

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from modelexpress.errors import PeerLost, TransportError
 from modelexpress.memory import memory_view
-from modelexpress.memory.file_backed import can_send, file_behind, send
+from modelexpress.memory.file_backed import file_behind, send
 from modelexpress.transport.base import Reader, Run, Transfer
 from modelexpress.transport.crew import Crew
 from modelexpress.transport.pages import PIECE_BYTES, make_ready
@@ -62,7 +62,7 @@ class LocalReader(Reader):
                 # Asked after the copy: what was copied before the source withdrew its memory is what it offered.
                 ended: TransportError | None = said_by_source(self._sock)
             except OSError as error:
-                ended = PeerLost(f"the source's memory cannot be read: {error}")
+                ended = PeerLost(f"the source's memory cannot be copied: {error}")
             except TransportError as error:
                 ended = error
             if ended is not None:
@@ -110,11 +110,5 @@ def copy_exactly(descriptor: int, run: Run) -> None:
 
 def _sent_to_file(descriptor: int, run: Run) -> int:
     """Copy into the file that a run's destination is a part of, if it is one's; return how many bytes are there."""
-    if (file := file_behind(run.address, run.nbytes)) is None:
-        return 0
-    try:
-        return send(*file, descriptor, run.offset, run.nbytes)
-    except OSError as error:
-        if can_send(error):
-            raise TransportError(f"the destination cannot be written to: {error.strerror}") from error
-        return 0  # it goes through the mapping then
+    file = file_behind(run.address, run.nbytes)
+    return 0 if file is None else send(*file, descriptor, run.offset, run.nbytes)

@@ -14,7 +14,7 @@ from typing import Self
 from modelexpress.engines.trtllm.config import rank_name
 from modelexpress.engines.trtllm.errors import NoSpace
 from modelexpress.errors import CheckpointError
-from modelexpress.memory.file_backed import address_of, back_with_file, start_writing
+from modelexpress.memory.file_backed import FileMapping, address_of, start_writing
 from modelexpress.weights.folder_lock import lock_folder
 from modelexpress.weights.staging_folder import StagingFolder
 
@@ -50,15 +50,18 @@ class MappedFile:
         """
         self.content.madvise(mmap.MADV_RANDOM)
 
+    def write_out(self, start: int, end: int) -> None:
+        """Let the disk begin with a range, which is complete: less is left to wait for at the end."""
+        start_writing(self.address + start, end - start)
+
     def let_go(self, start: int, end: int) -> None:
-        """Give the memory of a range back, to which nothing is written any more: its bytes go to the disk.
+        """Give the memory of a range back, to which nothing is written any more: its bytes stay in the file.
 
         Args:
             start: Of the range, a multiple of the page size.
             end: Of the range.
         """
         if end > start:
-            start_writing(self.address + start, end - start)
             self.content.madvise(mmap.MADV_DONTNEED, start, end - start)
             # Who reads it again goes on from there.
             self.content.madvise(mmap.MADV_NORMAL, start, end - start)
@@ -127,7 +130,7 @@ class PartialFolder:
         found = _stat_of(path, header, nbytes)
         if found is None or found.st_nlink > 1:
             return None
-        return MappedFile(path, _map(path, nbytes, os.O_RDWR), used=True)
+        return MappedFile(path, _map(path, nbytes, writable=True), used=True)
 
     def in_place(self, rank: int, header: bytes, nbytes: int) -> MappedFile | None:
         """Return the same file of the checkpoint that is in place, to be compared; None without one.
@@ -138,7 +141,7 @@ class PartialFolder:
         path = self._target / rank_name(rank)
         if _stat_of(path, header, nbytes) is None:
             return None
-        return MappedFile(path, _map(path, nbytes, os.O_RDONLY), used=True)
+        return MappedFile(path, _map(path, nbytes, writable=False), used=True)
 
     def adopt(self, rank: int, file: MappedFile) -> bool:
         """Take a file of the checkpoint that is in place as it is; return whether the file system can do that."""
@@ -167,7 +170,7 @@ class PartialFolder:
                 os.pwrite(descriptor, header, 0)
             finally:
                 os.close(descriptor)
-            return MappedFile(path, _map(path, nbytes, os.O_RDWR), used=False)
+            return MappedFile(path, _map(path, nbytes, writable=True), used=False)
         except OSError as error:
             raise self._cannot_write(rank, nbytes, error) from error
 
@@ -249,16 +252,11 @@ def _stat_of(path: Path, header: bytes, nbytes: int) -> os.stat_result | None:
         return None
 
 
-def _map(path: Path, nbytes: int, flags: int) -> mmap.mmap:
-    protection = mmap.PROT_READ | (mmap.PROT_WRITE if flags == os.O_RDWR else 0)
+def _map(path: Path, nbytes: int, *, writable: bool) -> mmap.mmap:
     try:
-        descriptor = os.open(path, flags | os.O_CLOEXEC)
-        try:
-            content = mmap.mmap(descriptor, nbytes, prot=protection)
-        finally:
-            os.close(descriptor)
-        if flags == os.O_RDWR:
-            back_with_file(content, path)
-        return content
+        if writable:
+            return FileMapping(path, nbytes)
+        with path.open("rb") as file:
+            return mmap.mmap(file.fileno(), nbytes, prot=mmap.PROT_READ)
     except OSError as error:
         raise CheckpointError(f"cannot map {path}: {error.strerror}; remove it, or choose another folder") from error

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from modelexpress.errors import CheckpointError
 from modelexpress.memory import HostArena
-from modelexpress.memory.file_backed import can_send, send
+from modelexpress.memory.file_backed import send
 from modelexpress.peer import file_specs
 from modelexpress.transfer.manifest import Manifest, Scope, contiguous_strides
 from modelexpress.transfer.seal import seal
@@ -128,19 +128,9 @@ def _state(descriptor: int) -> FileState:
 def _fill(nbytes: int, descriptor: int, start: int, advance: Advance, out: int) -> None:
     done = 0
     while done < nbytes:
-        size = min(_PIECE_BYTES, nbytes - done)
-        count = _copied(descriptor, start + done, out, done, size)
+        # Never mapped: a file that somebody truncates must not end this process with SIGBUS.
+        count = send(out, done, descriptor, start + done, min(_PIECE_BYTES, nbytes - done))
         if count == 0:
             raise EOFError
         done += count
         advance(count)
-
-
-def _copied(descriptor: int, offset: int, out: int, position: int, nbytes: int) -> int:
-    """Copy a piece of a file into memory; a file that somebody truncates must not end this process with SIGBUS."""
-    try:
-        return send(out, position, descriptor, offset, nbytes)
-    except OSError as error:
-        if can_send(error):
-            raise
-        return os.pwrite(out, os.pread(descriptor, nbytes, offset), position)

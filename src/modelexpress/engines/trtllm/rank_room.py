@@ -93,6 +93,7 @@ class RankRoom:
         """
         end = (len(self._header) + done) // _PAGE * _PAGE
         if self._file is not None and end - self._released >= _RELEASE_BYTES:
+            self._file.write_out(self._released, end)
             self._file.let_go(self._released, end)
             self._released = end
 
