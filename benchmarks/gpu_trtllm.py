@@ -1,6 +1,6 @@
 """Live weights between two replicas of TensorRT-LLM on GPUs: four ranks of Llama-3.1-70B cut in eight, all at once.
 
-Run it with `python -m benchmarks.gpu_trtllm` where there are two GPUs; a rank takes 17.7 GB twice. Each rank of either
+Run it with `python -m benchmarks.gpu_trtllm` where there are two GPUs; a rank takes 17.6 GB twice. Each rank of either
 replica is a process that sees one GPU, and calls what the engine calls. Every shard crosses the link: where a rank's
 source is on one GPU, its target is on another. The limit is what plain copies of the driver reach over the same links
 in the same directions at once. `--device cpu` runs the same on the host, with tiny shapes.

@@ -42,22 +42,18 @@ def without_weights(checkpoint: Path) -> Path:
     return folder
 
 
+@pytest.mark.parametrize("experts", [False, True], ids=["dense", "stacked experts"])
 def test_the_first_reads_its_folder_and_the_second_needs_no_weights_there(
-    registry: str, worker: mx.Worker, checkpoint: Path, expected: torch.Tensor, monkeypatch: pytest.MonkeyPatch
+    registry: str,
+    worker: mx.Worker,
+    checkpoint: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    experts: bool,
 ) -> None:
     monkeypatch.setenv("MX_MODEL_REVISION", "1")
-    first = load_from_peer(checkpoint, registry=registry, worker=worker)
-    assert torch.equal(logits(first), expected)
-    assert worker.publications[0].wait_ready(20)
-    second = load_from_peer(without_weights(checkpoint), registry=registry)
-    assert torch.equal(logits(second), expected)
-
-
-def test_experts_that_a_checkpoint_has_one_by_one_are_stacked_as_transformers_does(
-    registry: str, worker: mx.Worker, checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("MX_MODEL_REVISION", "1")
-    folder = write_experts(checkpoint, tmp_path / "experts")
+    # Transformers stacks the experts that a checkpoint has one by one.
+    folder = write_experts(checkpoint, tmp_path / "experts") if experts else checkpoint
     expected = logits(AutoModelForCausalLM.from_pretrained(folder).eval())
     first = load_from_peer(folder, registry=registry, worker=worker)
     assert torch.equal(logits(first), expected)

@@ -11,9 +11,9 @@ import torch
 import modelexpress as mx
 from modelexpress.errors import NoRoom, SourceGone
 from modelexpress.peer import PeerClient
-from modelexpress.wire.records import ReaderStatus
 from tests.support.chain_target import ChainTarget
 from tests.support.commands import run
+from tests.support.readers import only_reader
 from tests.support.registries import RegistryProcess
 from tests.support.sources import SourceProcess, tensors
 from tests.support.waiting import wait_until
@@ -41,17 +41,6 @@ def targets(registry: str, identity: mx.SourceIdentity, transport: str, count: i
     """Start processes that load when they are told to; what is started next becomes ready beside them."""
     with ExitStack() as stack:
         yield [stack.enter_context(ChainTarget(registry, identity, MEGABYTES, transport)) for _ in range(count)]
-
-
-def readers(endpoint: str) -> list[ReaderStatus]:
-    with PeerClient(endpoint) as client:
-        return client.readers()
-
-
-def only_reader(endpoint: str) -> ReaderStatus:
-    """Return the reader of a worker, which has exactly one, once it has."""
-    wait_until(lambda: len(readers(endpoint)) == 1)
-    return readers(endpoint)[0]
 
 
 @pytest.mark.parametrize("transport", TRANSPORTS)

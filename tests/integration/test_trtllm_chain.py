@@ -11,10 +11,9 @@ import pytest
 import modelexpress as mx
 from modelexpress.engines.trtllm import MxTrtllmTargetLoader, relays
 from modelexpress.errors import ConfigurationError
-from modelexpress.peer import PeerClient
-from modelexpress.wire.records import ReaderStatus
 from tests.support.materials import new_identity
-from tests.support.trtllm_checkpoints import big_rank, config_of, plain_rank, write_checkpoint
+from tests.support.readers import only_reader
+from tests.support.trtllm_checkpoints import big_rank, config_of, contents, plain_rank, write_checkpoint
 from tests.support.trtllm_source import TrtllmSource
 from tests.support.trtllm_target import TrtllmTarget
 from tests.support.waiting import wait_until
@@ -38,10 +37,6 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_checkpoint(place, config_of(1), lambda rank: big_rank(rank, MEGABYTES))
 
 
-def contents(folder: Path) -> dict[str, bytes]:
-    return {path.name: path.read_bytes() for path in folder.iterdir()}
-
-
 @contextmanager
 def targets(registry: str, name: str, place: Path, *environments: dict[str, str]) -> Iterator[list[TrtllmTarget]]:
     with ExitStack() as stack:
@@ -51,15 +46,19 @@ def targets(registry: str, name: str, place: Path, *environments: dict[str, str]
         ]
 
 
-def readers(endpoint: str) -> list[ReaderStatus]:
-    with PeerClient(endpoint) as client:
-        return client.readers()
-
-
-def only_reader(endpoint: str) -> ReaderStatus:
-    """Return the reader of a worker, which has exactly one, once it has."""
-    wait_until(lambda: len(readers(endpoint)) == 1)
-    return readers(endpoint)[0]
+@contextmanager
+def early_and_late(
+    registry: str, name: str, folder: Path, place: Path
+) -> Iterator[tuple[TrtllmSource, TrtllmTarget, TrtllmTarget]]:
+    """Yield a source, a target that is faster than it passes on, and one that is started when the first has begun."""
+    with (
+        TrtllmSource(registry, folder, name, SLOW | {"MX_UPLINK_LIMIT": str(24 << 20)}) as source,
+        targets(registry, name, place, SLOW, SMALL_CHUNKS) as (early, late),
+    ):
+        early.start()
+        early.reach(2)
+        late.start()
+        yield source, early, late
 
 
 def test_targets_that_start_together_take_one_checkpoint_from_the_source(
@@ -118,13 +117,7 @@ def test_when_a_link_dies_the_one_behind_goes_on_with_what_it_has(
 def test_a_target_that_is_through_early_serves_who_reads_from_it(
     registry: str, name: str, folder: Path, tmp_path: Path
 ) -> None:
-    with (
-        TrtllmSource(registry, folder, name, SLOW | {"MX_UPLINK_LIMIT": str(24 << 20)}) as source,
-        targets(registry, name, tmp_path, SLOW, SMALL_CHUNKS) as (early, late),
-    ):
-        early.start()
-        early.reach(2)
-        late.start()
+    with early_and_late(registry, name, folder, tmp_path) as (source, early, late):
         assert late.is_worker(only_reader(only_reader(source.endpoints[0]).endpoint).reader_id)
         early.reach(10)
         late.reach(9)
@@ -139,13 +132,7 @@ def test_a_target_that_is_through_early_serves_who_reads_from_it(
 def test_a_reader_that_gets_no_further_is_left_and_goes_on_elsewhere(
     registry: str, name: str, folder: Path, tmp_path: Path
 ) -> None:
-    with (
-        TrtllmSource(registry, folder, name, SLOW | {"MX_UPLINK_LIMIT": str(24 << 20)}),
-        targets(registry, name, tmp_path, SLOW, SMALL_CHUNKS) as (early, late),
-    ):
-        early.start()
-        early.reach(2)
-        late.start()
+    with early_and_late(registry, name, folder, tmp_path) as (_, early, late):
         late.reach(1)
         os.kill(late.process.pid, signal.SIGSTOP)
         assert any(f"no further for {relays.PATIENCE:g} s" in line for line in early.report()["log"])
@@ -159,13 +146,7 @@ def test_a_reader_that_gets_no_further_is_left_and_goes_on_elsewhere(
 def test_a_file_that_is_cut_short_ends_its_reader_and_nothing_else(
     registry: str, name: str, folder: Path, tmp_path: Path
 ) -> None:
-    with (
-        TrtllmSource(registry, folder, name, SLOW | {"MX_UPLINK_LIMIT": str(24 << 20)}),
-        targets(registry, name, tmp_path, SLOW, SMALL_CHUNKS) as (early, late),
-    ):
-        early.start()
-        early.reach(2)
-        late.start()
+    with early_and_late(registry, name, folder, tmp_path) as (_, early, late):
         late.reach(1)
         wait_until(early.checkpoint.exists)
         os.truncate(early.checkpoint / "rank0.safetensors", 1 << 20)

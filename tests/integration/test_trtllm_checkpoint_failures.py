@@ -21,7 +21,7 @@ from tests.support.commands import run, start
 from tests.support.materials import make_material, new_identity
 from tests.support.trtllm_build_processes import await_processes, ended
 from tests.support.trtllm_build_stand_in import install
-from tests.support.trtllm_checkpoints import big_rank, config_of, plain_rank, write_checkpoint
+from tests.support.trtllm_checkpoints import big_rank, config_of, contents, plain_rank, write_checkpoint
 from tests.support.trtllm_source import TrtllmSource
 from tests.support.trtllm_target import TrtllmTarget
 from tests.support.waiting import wait_until
@@ -45,10 +45,6 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A checkpoint of two ranks, which nobody may change."""
     place = tmp_path_factory.mktemp("trtllm") / "source"
     return write_checkpoint(place, config_of(RANKS), lambda rank: big_rank(rank, MEGABYTES))
-
-
-def contents(folder: Path) -> dict[str, bytes]:
-    return {path.name: path.read_bytes() for path in folder.iterdir()}
 
 
 def there(out: Path, fraction: float) -> bool:

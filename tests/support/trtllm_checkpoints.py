@@ -109,3 +109,8 @@ def write_checkpoint(
     for rank in range(config["mapping"]["world_size"]):
         save_file(make(rank), folder / f"rank{rank}.safetensors", metadata or {"made by": "convert_checkpoint"})
     return folder
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    """Return the files of a folder by name."""
+    return {path.name: path.read_bytes() for path in folder.iterdir()}

@@ -103,6 +103,11 @@ def test_values_of_what_the_target_does_not_have_are_refused() -> None:
         apply_changes(Model(), PACKAGES, carried)
 
 
+def test_what_torch_keeps_on_a_module_is_not_set() -> None:
+    with pytest.raises(UnsupportedModel, match=r"'layers\.0\._parameters', which is torch's own"):
+        apply_changes(Model(), PACKAGES, carrier({"layers.0._parameters": 3}))
+
+
 @pytest.mark.parametrize("text", [b"", b"[1]", b'{"layers.0.k_scale_float": "1"}', b"{"])
 def test_what_no_source_writes_is_refused(text: bytes) -> None:
     carried = bytearray(zlib.compress(text)) if text else bytearray(8)

@@ -2,9 +2,11 @@
 
 import errno
 import fcntl
+import mmap
 import os
 import shutil
 from pathlib import Path
+from typing import NoReturn
 
 import pytest
 
@@ -131,15 +133,13 @@ def test_a_file_that_cannot_be_mapped_is_named(tmp_path: Path, monkeypatch: pyte
     with PartialFolder(tmp_path, NAME) as folder:
         fill(folder, 1)
         shutil.copytree(folder.path, tmp_path / NAME)
-        open_file = os.open
 
-        def refuse(path: Path, flags: int, mode: int = 0o777) -> int:
+        def refuse(*_: object, **__: object) -> NoReturn:
             # Permissions do not stop root, who may run this.
-            if Path(path).name.startswith("rank"):
-                raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(path))
-            return open_file(path, flags, mode)
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
 
         monkeypatch.setattr(os, "open", refuse)
+        monkeypatch.setattr(mmap, "mmap", refuse)
         for look in (folder.kept, folder.in_place):
             with pytest.raises(CheckpointError, match=r"cannot map .*rank0\.safetensors: Permission denied"):
                 look(0, HEADER, SIZE)

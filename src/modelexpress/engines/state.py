@@ -29,6 +29,7 @@ _POINTERS_BYTES = 1 << 20
 _CARRIED_BYTES = 256 << 10
 """Room for values that travel, as compressed JSON; names repeat from layer to layer."""
 _MOST_TEXT = 64 << 20
+"""Bytes of that JSON which are read; what is longer is none that a source has written."""
 _DEPTH = 4
 """Objects within objects, below a module."""
 
@@ -82,6 +83,11 @@ def room_for_changes(before: Values) -> dict[str, torch.Tensor]:
 def apply_changes(model: torch.nn.Module, packages: tuple[str, ...], received: torch.Tensor) -> int:
     """Set the values that loading changed at the source; return how many differed here.
 
+    Args:
+        model: As `changes` was told of the source's.
+        packages: As for `tensors_of`.
+        received: What the source's `changes` returned.
+
     Raises:
         UnsupportedModel: One hangs where this model has nothing to hang it on, or none can be read.
     """
@@ -96,6 +102,8 @@ def apply_changes(model: torch.nn.Module, packages: tuple[str, ...], received: t
             holder[key] = type(own)(value)
     for path, value in wanted.items():
         prefix, _, key = path.rpartition(".")
+        if key in _MODULE_FIELDS:
+            raise UnsupportedModel(f"the source would set '{path}', which is torch's own; restart the source")
         _place(model, places, prefix)[key] = value
     return count + len(wanted)
 

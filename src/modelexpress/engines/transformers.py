@@ -74,7 +74,7 @@ def load_from_peer(
         identity or _identity(folder, config, wanted, settings),
         registry=registry,
         storage=storage,
-        native=None if storage is None else lambda: _fill(model, kind, storage, wanted),
+        native=None if storage is None else lambda: _fill(model, kind, storage, wanted, device),
         device=device,
         worker=worker,
         progress=progress,
@@ -85,7 +85,7 @@ def load_from_peer(
     return ready
 
 
-def _fill(model: Any, kind: Any, folder: Path, dtype: torch.dtype) -> None:
+def _fill(model: Any, kind: Any, folder: Path, dtype: torch.dtype, device: torch.device | str) -> None:
     """Fill a model as transformers does: where its tensors are others than the checkpoint's, such as stacked experts.
 
     Raises:
@@ -94,7 +94,7 @@ def _fill(model: Any, kind: Any, folder: Path, dtype: torch.dtype) -> None:
     own, found = kind.from_pretrained(folder, dtype=dtype, output_loading_info=True)
     if lacking := sorted(str(key) for key in (*found["missing_keys"], *found["mismatched_keys"])):
         raise CheckpointError(f"{folder} lacks tensors of the model, or has them in other shapes: {listed(lacking)}")
-    model.load_state_dict(own.state_dict(), assign=True)
+    model.load_state_dict(own.to(device).state_dict(), assign=True)
     model.tie_weights()
 
 

@@ -11,7 +11,7 @@ from modelexpress.peer.material import Exports, Material
 from modelexpress.peer.publication import Publication
 from modelexpress.peer.shelf import Shelf
 from modelexpress.transfer.prefix import Integers, Prefix
-from modelexpress.wire.records import Member
+from modelexpress.wire.records import Member, ReaderStatus
 
 logger = logging.getLogger(__name__)
 
@@ -49,6 +49,11 @@ class Relay:
     def chunks(self) -> int:
         """Leading chunks that are verified here."""
         return self._prefix.value if self._prefix is not None else 0
+
+    @property
+    def readers(self) -> list[ReaderStatus]:
+        """Who reads it, and how far they are."""
+        return self._shelf.leases.readers(self.identity.source_id)
 
     def asks(self, member: Member) -> None:
         """Note which worker is asked for the material, so that the two do not wait for each other."""

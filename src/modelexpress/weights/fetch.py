@@ -20,7 +20,8 @@ from modelexpress.settings import Settings
 from modelexpress.transfer.ledger import Ledger
 from modelexpress.weights.candidates import order_candidates
 from modelexpress.weights.connecting import Connector
-from modelexpress.weights.reading import Reading, Relaying, Room
+from modelexpress.weights.reading import Reading, Room
+from modelexpress.weights.relaying import Relaying
 from modelexpress.weights.report import Journal
 from modelexpress.wire.records import Asking, Member, SourceRef
 

@@ -8,12 +8,12 @@ from modelexpress.peer import Material, Publication, Relay
 from modelexpress.transfer.manifest import Manifest
 from modelexpress.transfer.pieces import Pieces, chunk_numbers, spread
 from modelexpress.transfer.prefix import Integers
+from modelexpress.weights.relaying import Relaying
 from modelexpress.weights.settle import settle
 from modelexpress.weights.target import Target
-from modelexpress.wire.records import Member
 
 
-class PassingOn:
+class PassingOn(Relaying):
     """What a target has received and verified, served to others.
 
     The target's memory moves where other processes can read it, as it does when a model is published.
@@ -29,29 +29,11 @@ class PassingOn:
     """
 
     def __init__(self, relay: Relay, target: Target, rank: int) -> None:
-        self._relay = relay
+        super().__init__(relay)
         self._target = target
         self._rank = rank
         self._settled = settle(target.settled_entries(), keep=target.keep)
         relay.prepare(self._settled.regions)
-
-    @property
-    def member(self) -> Member:
-        """The worker as others ask it."""
-        return self._relay.member
-
-    @property
-    def chunks(self) -> int:
-        """Leading chunks that are verified here."""
-        return self._relay.chunks
-
-    def asks(self, member: Member) -> None:
-        """Note which worker is asked."""
-        self._relay.asks(member)
-
-    def reads_from(self, above: tuple[Member, ...]) -> None:
-        """Note which worker is read from, and those above that, nearest first."""
-        self._relay.reads_from(above)
 
     def open(self, manifest: Manifest, files: Mapping[str, bytes], planned: Sequence[Pieces]) -> None:
         """Begin to serve what a source's manifest lists, apart from what is still planned.
@@ -76,10 +58,6 @@ class PassingOn:
         kept = np.ones(len(manifest.digests), bool)
         kept[missing] = False
         self._relay.verified(np.flatnonzero(kept))
-
-    def verified(self, numbers: Integers) -> None:
-        """Note that chunks are in place and verified."""
-        self._relay.verified(numbers)
 
     def publish(self) -> Publication | None:
         """Go on as a source, now that everything is there; None where it cannot be served."""

@@ -1,6 +1,7 @@
 """Reading from one source: DESIGN.md, section 3, steps 3 to 6, once the lease is there."""
 
-from collections.abc import Callable, Mapping, Sequence
+import functools
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -10,12 +11,12 @@ from modelexpress.transfer.ledger import Ledger
 from modelexpress.transfer.manifest import Manifest
 from modelexpress.transfer.pieces import Addresses, Pieces, chunk_numbers
 from modelexpress.transfer.plan import Plan, make_plan
-from modelexpress.transfer.prefix import Integers
 from modelexpress.transfer.pull import Feed, pull
 from modelexpress.transport import Opened
 from modelexpress.weights.connecting import Connections, Connector
+from modelexpress.weights.relaying import Relaying
 from modelexpress.weights.report import COPY, Journal, Stage
-from modelexpress.wire.records import FileSpec, Member
+from modelexpress.wire.records import FileSpec
 
 DEVICE_BATCH_BYTES = 512 << 20
 """Bytes that travel and are checked together on a GPU: launching a check costs as much time as 0.2 GB of copying."""
@@ -52,36 +53,6 @@ class Room(Protocol):
             ManifestMismatch: The source does not hold what is wanted here; nothing was changed.
             ArtifactError: What it holds may not be taken from it.
         """
-
-
-class Relaying(Protocol):
-    """Serves what has arrived to others, while the rest is on its way."""
-
-    @property
-    def member(self) -> Member:
-        """The worker as others ask it."""
-
-    @property
-    def chunks(self) -> int:
-        """Leading chunks that are verified here."""
-
-    def asks(self, member: Member) -> None:
-        """Note which worker is asked."""
-
-    def reads_from(self, above: tuple[Member, ...]) -> None:
-        """Note which worker is read from, and those above that, nearest first."""
-
-    def open(self, manifest: Manifest, files: Mapping[str, bytes], planned: Sequence[Pieces]) -> None:
-        """Begin to serve what a source's manifest lists, apart from what is still planned.
-
-        Args:
-            manifest: The source's, to which the room is open.
-            files: The small files that belong to the material.
-            planned: Every piece that will travel.
-        """
-
-    def verified(self, numbers: Integers) -> None:
-        """Note that chunks are in place and verified."""
 
 
 @dataclass(frozen=True)
@@ -127,14 +98,15 @@ class Reading:
 
     def _plan(self, manifest: Manifest, upstream: Upstream) -> dict[int | None, Plan]:
         client, grant = upstream.client, upstream.lease.grant
-        destinations = self.room.open(manifest, lambda file: client.file(grant, file))
+        read_file = functools.cache(functools.partial(client.file, grant))
+        destinations = self.room.open(manifest, read_file)
         self.ledger.forget_tensors(self.room.staged)
         plans = {}
         for device, places in destinations.items():
             first, most = self._batch_bytes(device, grant.bytes_per_second)
             plans[device] = make_plan(manifest, places, self.ledger, most, first_bytes=first)
         if self.passing_on:
-            files = {file.path: client.file(grant, file) for file in manifest.files}
+            files = {file.path: read_file(file) for file in manifest.files}
             self.passing_on.open(manifest, files, [batch.pieces for p in plans.values() for batch in p.batches])
         return plans
 

@@ -1,29 +1,21 @@
 """Passing on: the file of one rank as what its worker serves, while it is still being received."""
 
-import logging
 from collections.abc import Mapping, Sequence
 
 import numpy as np
 
 from modelexpress.engines.trtllm.partial_folder import MappedFile
 from modelexpress.engines.trtllm.rank_room import RankRoom
-from modelexpress.errors import PeerError
 from modelexpress.identity import SourceIdentity
 from modelexpress.memory import Region
-from modelexpress.peer import Material, PeerClient, Worker
+from modelexpress.peer import Material, Worker
 from modelexpress.transfer.manifest import Manifest
 from modelexpress.transfer.pieces import Pieces, chunk_numbers
+from modelexpress.weights.relaying import Relaying
 from modelexpress.weights.safetensors_header import parse_header
-from modelexpress.wire.records import Member
-from modelexpress.wire.tensors import Integers
-
-logger = logging.getLogger(__name__)
-
-_OWN_ANSWER_SECONDS = 1.0
-"""How long this process's own worker may take to answer: its address may lead nowhere from here."""
 
 
-class RankRelay:
+class RankRelay(Relaying):
     """What has arrived of a rank and is verified, served to others out of the mapped file.
 
     Args:
@@ -38,30 +30,11 @@ class RankRelay:
     """
 
     def __init__(self, worker: Worker, identity: SourceIdentity, rank: int, room: RankRoom) -> None:
+        super().__init__(worker.relay(identity))
         self._worker = worker
         self._rank = rank
         self._room = room
-        self._relay = worker.relay(identity)
-        self._client = PeerClient(self._relay.member.endpoint, _OWN_ANSWER_SECONDS)
         self._file: MappedFile | None = None
-
-    @property
-    def member(self) -> Member:
-        """The worker as others ask it."""
-        return self._relay.member
-
-    @property
-    def chunks(self) -> int:
-        """Leading chunks that are verified here."""
-        return self._relay.chunks
-
-    def asks(self, member: Member) -> None:
-        """Note which worker is asked."""
-        self._relay.asks(member)
-
-    def reads_from(self, above: tuple[Member, ...]) -> None:
-        """Note which worker is read from, and those above that, nearest first."""
-        self._relay.reads_from(above)
 
     def open(self, manifest: Manifest, files: Mapping[str, bytes], planned: Sequence[Pieces]) -> None:
         """Begin to serve what a source's manifest lists, apart from what is still planned.
@@ -86,10 +59,6 @@ class RankRelay:
             kept[chunk_numbers(manifest, pieces)] = False
         self._relay.verified(np.flatnonzero(kept))
 
-    def verified(self, numbers: Integers) -> None:
-        """Note that chunks are in place and verified."""
-        self._relay.verified(numbers)
-
     def sweep(self) -> None:
         """Let go of the memory that readers have touched again since it was released."""
         if self._file is not None:
@@ -97,15 +66,10 @@ class RankRelay:
 
     def readers(self) -> dict[str, int]:
         """Return who reads here, by worker id, and how many bytes each has verified."""
-        try:
-            return {reader.reader_id: reader.verified_bytes for reader in self._client.readers()}
-        except PeerError as error:
-            logger.debug("rank %d: who reads it here is not known: %s", self._rank, error)
-            return {}
+        return {reader.reader_id: reader.verified_bytes for reader in self._relay.readers}
 
     def close(self) -> None:
         """Withdraw the rank and end the worker: readers go elsewhere with what they have. Closing twice is allowed."""
-        self._client.close()
         self._relay.close()
         self._worker.close()
         self._file = None
