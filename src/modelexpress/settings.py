@@ -171,13 +171,13 @@ class Settings(BaseModel):
     artifact_ready_url: str = Field(
         default="",
         validation_alias="MX_ARTIFACT_READY_URL",
-        description="http or https URL that answers 200 when the engine is ready, and its caches can be sealed; with "
-        "another scheme none are offered; empty: the engine says so itself.",
+        description="http or https URL that answers 200 when the engine is ready: its weights are listed then, and its "
+        "caches sealed. With another scheme, or empty, weights are listed once they are loaded, and caches are not.",
     )
     artifact_ready_timeout: Seconds = Field(
         default=1800.0,
         validation_alias="MX_ARTIFACT_READY_TIMEOUT_SECS",
-        description="An engine that is not ready after so long offers no caches.",
+        description="An engine that is not ready after so long offers nothing.",
     )
     artifact_compile_config_digest: str = Field(
         default="",

@@ -1,13 +1,16 @@
 """Sharing: caches are offered when the engine is ready, never before, and not a moment after it is gone."""
 
+import itertools
 import logging
 import signal
 import threading
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from modelexpress.artifacts import snapshot
 from modelexpress.artifacts.fetch import fetch
 from modelexpress.artifacts.lifecycle import Sharing, share_when_ready
 from modelexpress.client import Client
@@ -162,29 +165,31 @@ def test_an_engine_that_misses_one_question_stays_a_source(
 
 
 def test_a_cache_that_is_written_to_is_offered_later(
-    registry: str, client: Client, identity: SourceIdentity, root: Path, caplog: pytest.LogCaptureFixture
+    registry: str,
+    client: Client,
+    identity: SourceIdentity,
+    root: Path,
+    caplog: pytest.LogCaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     caplog.set_level(logging.INFO)
     done = threading.Event()
+    numbers = itertools.count()
+    read = snapshot._read
 
-    def compile_on() -> None:
-        number = 0
-        while not done.is_set():
-            number += 1
-            (root / f"kernel-{number % 50}.so").write_bytes(b"%d" % number)
+    def compile_then_read(*args: Any) -> Any:
+        # Between the list of the files and their content, each time: a thread of its own might come too late.
+        if not done.is_set():
+            (root / f"kernel-{next(numbers) % 50}.so").write_bytes(b"%d" % next(numbers))
+        return read(*args)
 
-    compiling = threading.Thread(target=compile_on)
-    compiling.start()
-    try:
-        with share(settings(registry), identity, root, ready_event()) as sharing:
-            wait_until(lambda: "the cache is being written to" in caplog.text, 60)
-            assert not listed(client, identity)
-            done.set()
-            assert sharing.wait_offered(60)
-            wait_until(lambda: listed(client, identity))
-    finally:
+    monkeypatch.setattr(snapshot, "_read", compile_then_read)
+    with share(settings(registry), identity, root, ready_event()) as sharing:
+        wait_until(lambda: "the cache is being written to" in caplog.text, 60)
+        assert not listed(client, identity)
         done.set()
-        compiling.join()
+        assert sharing.wait_offered(60)
+        wait_until(lambda: listed(client, identity))
 
 
 @pytest.mark.parametrize("make", [False, True], ids=["missing", "empty"])

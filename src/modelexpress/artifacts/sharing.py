@@ -12,12 +12,20 @@ from typing import Self
 from modelexpress.artifacts.bringing import BroughtCaches, why_not
 from modelexpress.artifacts.kind import Kind
 from modelexpress.artifacts.offer import offer
-from modelexpress.artifacts.ready import Probe, UrlProbe, wait_until_ready
 from modelexpress.artifacts.signing import Signer
 from modelexpress.artifacts.snapshot import take_snapshot
 from modelexpress.errors import CacheBusy, ConfigurationError, ModelExpressError
 from modelexpress.identity import SourceIdentity
-from modelexpress.peer import Publication, Worker, close_at_exit, closed, undisturbed
+from modelexpress.peer import (
+    Probe,
+    Publication,
+    UrlProbe,
+    Worker,
+    close_at_exit,
+    closed,
+    undisturbed,
+    wait_until_ready,
+)
 from modelexpress.settings import Settings
 
 logger = logging.getLogger(__name__)

@@ -4,8 +4,8 @@ import logging
 import os
 import threading
 
-from modelexpress.errors import ModelExpressError
-from modelexpress.peer import Worker
+from modelexpress.errors import ConfigurationError, ModelExpressError
+from modelexpress.peer import Probe, UrlProbe, Worker
 from modelexpress.settings import Settings
 
 logger = logging.getLogger(__name__)
@@ -17,6 +17,8 @@ _workers: dict[int, Worker] = {}
 def process_worker(device: int, settings: Settings) -> Worker | None:
     """Return this process's worker, which ends with the process; None, with the reason logged, where there can be none.
 
+    Where MX_ARTIFACT_READY_URL tells when the engine is ready, the registry hears of its sources then, else at once: an
+    engine that fails before it serves is nobody's source. Who is sent here by its own source may read before that.
     Two engines on one host want the same port: the second one gets any that is free.
 
     Args:
@@ -33,10 +35,21 @@ def process_worker(device: int, settings: Settings) -> Worker | None:
 
 
 def _make(device: int, settings: Settings) -> Worker:
+    ready = _probe(settings)
     try:
-        return Worker(device=device, settings=settings)
+        return Worker(device=device, settings=settings, ready=ready)
     except ModelExpressError as error:
         if not settings.worker_grpc_port:
             raise
         logger.info("%s; any free port is used", error)
-        return Worker(settings=settings.model_copy(update={"worker_grpc_port": 0}))
+        return Worker(settings=settings.model_copy(update={"worker_grpc_port": 0}), ready=ready)
+
+
+def _probe(settings: Settings) -> Probe | None:
+    if not settings.artifact_ready_url:
+        return None
+    try:
+        return UrlProbe(settings.artifact_ready_url)
+    except ConfigurationError as error:
+        logger.warning("weights are offered before the engine is ready: %s", error)
+        return None

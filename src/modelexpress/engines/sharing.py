@@ -60,4 +60,4 @@ def _share(
     except ModelExpressError as error:
         logger.warning("not becoming a source of '%s': %s", identity.model_name, error)
     else:
-        logger.info("'%s' is offered to others as source %s", identity.model_name, publication.source_id)
+        logger.info("'%s' can be read as source %s", identity.model_name, publication.source_id)

@@ -6,6 +6,7 @@ from modelexpress.peer.held_lease import HeldLease
 from modelexpress.peer.host import host_id, new_worker_id
 from modelexpress.peer.material import Material, file_specs
 from modelexpress.peer.publication import Publication, PublicationState
+from modelexpress.peer.ready import Probe, UrlProbe, wait_until_ready
 from modelexpress.peer.relay import Relay
 from modelexpress.peer.seeking import Seeker, Upstream
 from modelexpress.peer.worker import ENDPOINT_TOPOLOGY, HOST_TOPOLOGY, Worker
@@ -16,11 +17,13 @@ __all__ = [
     "HeldLease",
     "Material",
     "PeerClient",
+    "Probe",
     "Publication",
     "PublicationState",
     "Relay",
     "Seeker",
     "Upstream",
+    "UrlProbe",
     "Worker",
     "close_at_exit",
     "closed",
@@ -28,4 +31,5 @@ __all__ = [
     "host_id",
     "new_worker_id",
     "undisturbed",
+    "wait_until_ready",
 ]

@@ -11,6 +11,7 @@ from typing import Protocol, Self
 from modelexpress.errors import ModelExpressError
 from modelexpress.identity import SourceIdentity
 from modelexpress.peer.farewell import Closable, undisturbed
+from modelexpress.peer.ready import Probe, wait_until_ready
 from modelexpress.peer.server import WorkerServer
 from modelexpress.wire.records import ReaderStatus, SourceStatus, WorkerRecord
 
@@ -41,7 +42,7 @@ class PublicationState(Enum):
     """Where a publication is in its life."""
 
     PUBLISHING = "publishing"
-    """The registry has not taken it yet; it is tried again and again."""
+    """The engine is not ready, or the registry has not taken it yet; it is tried again and again."""
     READY = "ready"
     """The registry lists it, and hears heartbeats."""
     CLOSED = "closed"
@@ -60,6 +61,8 @@ class Publication:
         identity: Of the material.
         record: What the registry is told.
         heartbeat_interval: Seconds between heartbeats.
+        ready: Asks whether the engine is ready: before that the registry is not told; None: it is told at once.
+        ready_timeout: Seconds after which an engine that is not ready is given up: the registry is never told.
     """
 
     def __init__(
@@ -69,6 +72,8 @@ class Publication:
         identity: SourceIdentity,
         record: WorkerRecord,
         heartbeat_interval: float,
+        ready: Probe | None = None,
+        ready_timeout: float = 0.0,
     ) -> None:
         self.source_id = identity.source_id
         self.worker_id = record.worker_id
@@ -78,6 +83,8 @@ class Publication:
         self._identity = identity
         self._record = record
         self._interval = heartbeat_interval
+        self._probe = ready
+        self._ready_timeout = ready_timeout
         self._owner = os.getpid()
         self._recorded = False
         self._stop = threading.Event()
@@ -132,6 +139,8 @@ class Publication:
         self.close()
 
     def _keep(self) -> None:
+        if not self._await_engine():
+            return
         retry, said = _FIRST_RETRY, ""
         while not self._stop.is_set():
             try:
@@ -145,6 +154,15 @@ class Publication:
                 # Random, so that a fleet does not fall upon a registry that comes back.
                 self._stop.wait(retry * random.uniform(0.5, 1.0))
                 retry = min(2 * retry, _LAST_RETRY, self._interval)
+
+    def _await_engine(self) -> bool:
+        if self._probe is None:
+            return True
+        logger.info("source %s is announced when the engine is ready", self.source_id)
+        reason = wait_until_ready(self._probe, self._ready_timeout, self._stop)
+        if reason and not self._stop.is_set():
+            logger.warning("source %s is not announced: %s", self.source_id, reason)
+        return not reason
 
     def _publish_or_beat(self) -> None:
         leases = self._server.shelf.leases

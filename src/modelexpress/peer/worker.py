@@ -15,6 +15,7 @@ from modelexpress.peer.farewell import close_at_exit, closed, undisturbed
 from modelexpress.peer.host import endpoint, host_id, is_loopback, new_worker_id, reachable_host
 from modelexpress.peer.material import Material
 from modelexpress.peer.publication import Publication, PublicationState
+from modelexpress.peer.ready import Probe
 from modelexpress.peer.relay import Relay
 from modelexpress.peer.server import WorkerServer
 from modelexpress.registry.auth import read_tokens
@@ -44,6 +45,8 @@ class Worker:
         device: Index of the accelerator that this worker drives; it selects the port (MX_WORKER_GRPC_PORT).
         settings: Read from the environment when None.
         transports: What materials are opened on; None: every one that works here.
+        ready: Asks whether the engine beside it is ready: the registry is not told of anything before that; None: it
+            is told at once.
 
     Raises:
         ConfigurationError: The worker server cannot listen, or the token or a TLS file cannot be read.
@@ -56,11 +59,13 @@ class Worker:
         device: int = 0,
         settings: Settings | None = None,
         transports: Sequence[Transport] | None = None,
+        ready: Probe | None = None,
     ) -> None:
         settings = settings or Settings.read()
         registry = registry or settings.registry
         self.worker_id = new_worker_id()
         self._settings = settings
+        self._ready = ready
         self._host = reachable_host(registry, settings.worker_host)
         everywhere = "::" if ":" in self._host else "0.0.0.0"
         bind = self._host if is_loopback(self._host) else everywhere
@@ -158,7 +163,13 @@ class Worker:
                 self._server.shelf.remove(material.identity.source_id)
                 raise self._is_closed()
             publication = Publication(
-                self._server, self._client, material.identity, record, self._settings.heartbeat_interval
+                self._server,
+                self._client,
+                material.identity,
+                record,
+                self._settings.heartbeat_interval,
+                self._ready,
+                self._settings.artifact_ready_timeout,
             )
             self._publications.append(publication)
         return publication

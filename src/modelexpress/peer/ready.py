@@ -1,4 +1,4 @@
-"""Readiness: what tells that an engine serves, so that its caches are complete."""
+"""Readiness: what tells that an engine serves, so that its weights are tried and its caches complete."""
 
 import random
 import threading

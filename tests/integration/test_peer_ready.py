@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 import trustme
 
-from modelexpress.artifacts.ready import UrlProbe, check_readiness_url, wait_until_ready
 from modelexpress.errors import ConfigurationError
+from modelexpress.peer.ready import UrlProbe, check_readiness_url, wait_until_ready
 from tests.support.engine_server import EngineServer
 
 
