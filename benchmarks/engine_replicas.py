@@ -19,12 +19,35 @@ ROOT = Path(__file__).parents[1]
 DEADLINE = 300.0
 
 
+_LOADED = re.compile(r"([\d.]+) GB in \d+ tensors from peer \S+ over \S+ in ([\d.]+) s")
+_LOAD_STAGE = re.compile(r"\]   (\w[\w ]*\w) +([\d.]+) s")
+_FETCHED = re.compile(r"files \(([\d.]+) of [\d.]+ MB\) fetched over \S+ from \S+ in ([\d.]+) s")
+
+
+@dataclasses.dataclass(frozen=True)
+class Brought:
+    """What came from a peer, as a replica's log says: bytes, seconds in all, and seconds of each stage."""
+
+    nbytes: float
+    seconds: float
+    stages: Mapping[str, float] = dataclasses.field(default_factory=dict)
+
+
 @dataclasses.dataclass(frozen=True)
 class Start:
-    """What one start took, in seconds: until the server answers, and of that the stage that the engine reports."""
+    """What one start took, in seconds: until the server answers, and of that the stage that the engine reports.
+
+    Args:
+        healthy: Until the server answers.
+        initialised: The stage that the engine reports.
+        weights: What came of them from a peer, if any did.
+        caches: Likewise.
+    """
 
     healthy: float
     initialised: float
+    weights: Brought | None
+    caches: Brought | None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -69,8 +92,8 @@ class Replica(ABC):
         try:
             _await_health(port, process, log)
             healthy = time.monotonic() - started
-            found = self.reported.findall(log.read_text())
-            yield Start(healthy, float(found[-1]))
+            said = log.read_text()
+            yield Start(healthy, float(self.reported.findall(said)[-1]), _weights_in(said), _caches_in(said))
         finally:
             os.killpg(process.pid, signal.SIGTERM)
             try:
@@ -87,12 +110,18 @@ class Replica(ABC):
     def variables(self) -> Mapping[str, str]:
         """Return the engine's own variables."""
 
+    def _own_folders(self) -> Mapping[str, str]:
+        """Return the variables that let a replica find nothing of another one's, as on a host of its own."""
+        folders = {name: self.folder / name.lower() for name in ("HOME", "TMPDIR")}
+        for folder in folders.values():
+            folder.mkdir(exist_ok=True)
+        return {name: str(folder) for name, folder in folders.items()}
+
     def _environment(self, port: int) -> Mapping[str, str]:
         return {
             **os.environ,
             "HF_HUB_OFFLINE": "1",
-            "TORCHINDUCTOR_CACHE_DIR": str(self.folder / "inductor"),
-            "TRITON_CACHE_DIR": str(self.folder / "triton"),
+            **self._own_folders(),
             "MX_SERVER_ADDRESS": self.registry,
             "MX_ARTIFACT_TRANSFER": str(int(self.caches)),
             "MX_ARTIFACT_READY_URL": f"http://127.0.0.1:{port}/health",
@@ -119,8 +148,6 @@ class VllmReplica(Replica):
             "VLLM_NO_USAGE_STATS": "1",
             "VLLM_CPU_KVCACHE_SPACE": "1",
             "VLLM_CPU_OMP_THREADS_BIND": "0|1",
-            "VLLM_USE_AOT_COMPILE": "0",
-            "VLLM_CACHE_ROOT": str(self.folder / "vllm"),
         }
 
 
@@ -146,6 +173,20 @@ class SglangReplica(Replica):
 
 
 REPLICAS: dict[str, type[Replica]] = {"vllm": VllmReplica, "sglang": SglangReplica}
+
+
+def _weights_in(log: str) -> Brought | None:
+    if (found := _LOADED.search(log)) is None:
+        return None
+    stages = {name: float(seconds) for name, seconds in _LOAD_STAGE.findall(log, found.end())}
+    return Brought(float(found[1]) * 1e9, float(found[2]), stages)
+
+
+def _caches_in(log: str) -> Brought | None:
+    found = [(float(megabytes), float(seconds)) for megabytes, seconds in _FETCHED.findall(log)]
+    if not found:
+        return None
+    return Brought(sum(megabytes for megabytes, _ in found) * 1e6, sum(seconds for _, seconds in found))
 
 
 def _free_port() -> int:

@@ -8,8 +8,6 @@ compiles nothing on a processor without AMX: there its caches have nothing in th
 """
 
 import argparse
-import dataclasses
-import json
 import shutil
 import statistics
 import tempfile
@@ -17,19 +15,15 @@ import time
 from collections.abc import Mapping
 from pathlib import Path
 
-from rich.console import Console
-
-from benchmarks.engine_replicas import DEADLINE, REPLICAS, ROOT, Replica, Start
+from benchmarks.engine_replicas import DEADLINE, REPLICAS, Replica, Start
+from benchmarks.saving import RESULTS, show_and_save
 from modelexpress.cli.child import private_registry
 from modelexpress.cli.demo_model import build_demo_model
-from modelexpress.cli.figure import Figure, figure_table
-from modelexpress.cli.machine import Machine
+from modelexpress.cli.figure import Figure
 from modelexpress.client import Client
 
-RESULTS = ROOT / "benchmarks" / "results"
 
-
-def _await_sources(registry: str, count: int) -> None:
+def await_sources(registry: str, count: int) -> None:
     """Wait until weights and caches are offered."""
     deadline = time.monotonic() + DEADLINE
     while time.monotonic() < deadline:
@@ -48,7 +42,7 @@ def measure(kind: type[Replica], folder: Path, repetitions: int) -> list[Figure]
         first = kind(folder / "first", model, registry, from_peer=True, caches=kind.compiles)
         with first.run() as cold:
             starts["cold"] = [cold]
-            _await_sources(registry, 1 + kind.compiles)
+            await_sources(registry, 1 + kind.compiles)
             ways = {"weights from a peer": False, "weights and caches from a peer": True}
             for number in range(repetitions):
                 for name, caches in ways.items() if kind.compiles else list(ways.items())[:1]:
@@ -70,6 +64,10 @@ def _figures(kind: type[Replica], starts: Mapping[str, list[Start]]) -> list[Fig
         target, met = ("", None) if name != "weights and caches from a peer" else ("≤ 1.15 ×", took <= 1.15 * warm)
         what = f"{kind.engine}, {name}"
         figures.append(Figure(f"{what}: {kind.stage} in", took, "s", "locally warm", warm, target, met))
+        for part in ("caches", "weights"):
+            if brought := [one for start in found if (one := getattr(start, part)) is not None]:
+                seconds = statistics.median(one.seconds for one in brought)
+                figures.append(Figure(f"{what}: {part}, {brought[0].nbytes / 1e6:.1f} MB, brought in", seconds, "s"))
         healthy = statistics.median(start.healthy for start in found)
         figures.append(Figure(f"{what}: server answers after", healthy, "s"))
     return figures
@@ -84,10 +82,7 @@ def main() -> None:
     given = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="mx-engine-start-") as folder:
         figures = measure(REPLICAS[given.engine], Path(folder), given.repetitions)
-    machine = dataclasses.asdict(Machine.this())
-    out = given.out or RESULTS / f"engine_start_{given.engine}.json"
-    out.write_text(json.dumps({"machine": machine, "figures": [f.fields() for f in figures]}, indent=1) + "\n")
-    Console(width=150).print(figure_table(f"starting {given.engine} on {Machine.this()}", figures))
+    show_and_save(f"starting {given.engine}", figures, given.out or RESULTS / f"engine_start_{given.engine}.json")
 
 
 if __name__ == "__main__":

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+from enum import Enum
 from pathlib import Path
 from typing import Any
 
@@ -37,8 +38,15 @@ def gpu_architecture() -> str:
 
 
 def digest_of(value: Any) -> str:
-    """Return 16 hex digits for what an engine was told, of any structure; "" for nothing."""
+    """Return 16 hex digits for what an engine was told, of any structure; "" for nothing.
+
+    Of an object that is no data only its type counts: what it prints may hold an address, which each process has anew.
+    """
     if not value:
         return ""
     plain = value.to_dict() if hasattr(value, "to_dict") else value
-    return hashlib.sha256(json.dumps(plain, sort_keys=True, default=str).encode()).hexdigest()[:16]
+    return hashlib.sha256(json.dumps(plain, sort_keys=True, default=_plain).encode()).hexdigest()[:16]
+
+
+def _plain(value: Any) -> str:
+    return str(value) if isinstance(value, (torch.dtype, Path, Enum)) else type(value).__name__

@@ -12,7 +12,8 @@ from modelexpress.errors import IdentityError
 from modelexpress.identity import SourceIdentity, SourceType
 
 _GRAPHS = frozenset({"fxgraph", "aotautograph"})
-_VLLM_INDEX = "vllm_compile_cache.py"
+_VLLM_INDICES = frozenset({"vllm_compile_cache.py", "model"})
+"""What vLLM opens first: its table of compiled graphs, and a model that was compiled ahead of time."""
 
 
 class TorchCompile(Kind):
@@ -20,7 +21,7 @@ class TorchCompile(Kind):
 
     Source of the variables: `torch._inductor.runtime.cache_dir_utils` of torch 2.13, whose default is a folder of
     the user's among temporary files; vLLM documents VLLM_CACHE_ROOT. Where both are set, the folder that torch was
-    told to use is taken: that is where vLLM's compiler, too, leaves its files then.
+    told to use is taken: an engine that uses its own whatever torch was told leaves that variable out.
     """
 
     name = "torch_compile"
@@ -38,7 +39,7 @@ class TorchCompile(Kind):
 
     def comes_last(self, path: PurePosixPath) -> bool:
         # A cached graph names the generated code and the shared objects that it calls.
-        return is_group(path) or path.name == _VLLM_INDEX or not _GRAPHS.isdisjoint(path.parts)
+        return is_group(path) or path.name in _VLLM_INDICES or not _GRAPHS.isdisjoint(path.parts)
 
     def localised(self, path: PurePosixPath, content: memoryview, root: Path) -> bytes | None:
         return relocated_group(path, content, root)

@@ -87,6 +87,8 @@ def _parameters(vllm_config: Any, model_config: Any, prefix: str, layout: Layout
         "architectures": ",".join(getattr(hf_config, "architectures", None) or []),
         "role": "draft" if draft is not None and model_config is draft.draft_model_config else "",
         "prefix": prefix,
+        # Of options that change it, too: tables that are computed when a model is made travel with its weights.
+        "configuration": digest_of(hf_config),
         "quantization_config": digest_of(getattr(hf_config, "quantization_config", None)),
         "kv_cache_dtype": str(vllm_config.cache_config.cache_dtype),
     }

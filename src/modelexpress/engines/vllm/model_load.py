@@ -2,7 +2,7 @@
 
 import logging
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,6 +17,8 @@ from modelexpress.settings import Settings
 from modelexpress.weights.parting import part_small
 
 logger = logging.getLogger(__name__)
+
+_TORCH_FOLDER = "TORCHINDUCTOR_CACHE_DIR"
 
 PACKAGES = ("vllm.model_executor", "vllm.v1.attention", "vllm.attention")
 """Where the objects come from that hidden tensors and values hang on."""
@@ -43,7 +45,8 @@ class VllmLoad(ModelLoad):
         worker = process_worker(index, settings)
         load = cls(identity, rank_of(vllm_config), settings, worker, PACKAGES, layout=layout)
         # The engine's hash covers whatever decides the compiled code.
-        bring_caches(identity, vllm_config.compute_hash(), settings, _variables(), worker=None if index else worker)
+        variables = cache_variables(vllm_config, os.environ)
+        bring_caches(identity, vllm_config.compute_hash(), settings, variables, worker=None if index else worker)
         return load
 
     def fill(self, model: torch.nn.Module, natively: Callable[[], None]) -> None:
@@ -59,8 +62,25 @@ class VllmLoad(ModelLoad):
         part_small(tensors_of(model, PACKAGES).values())
 
 
-def _variables() -> dict[str, str]:
-    """Return the variables that say where caches are, with vLLM's own defaults."""
-    from vllm import envs
+def cache_variables(vllm_config: Any, environ: Mapping[str, str]) -> dict[str, str]:
+    """Return the variables that say where caches are, as vLLM sets them once it compiles.
 
-    return {**os.environ, "VLLM_CACHE_ROOT": envs.VLLM_CACHE_ROOT}
+    Source: `compilation/decorators.py` and `compilation/compiler_interface.py` of vLLM 0.32.
+
+    Args:
+        vllm_config: vLLM's configuration as a whole.
+        environ: Variables of this process. Importing torch may have put a folder among temporary files there, as if
+            somebody had asked for it.
+    """
+    from vllm import envs
+    from vllm.config import CompilationMode
+
+    found = {**environ, "VLLM_CACHE_ROOT": envs.VLLM_CACHE_ROOT}
+    compilation = vllm_config.compilation_config
+    if envs.VLLM_USE_AOT_COMPILE:
+        found.pop(_TORCH_FOLDER, None)
+    elif compilation.mode == CompilationMode.VLLM_COMPILE:
+        found.pop(_TORCH_FOLDER, None)
+        if compilation.cache_dir:
+            found[_TORCH_FOLDER] = compilation.cache_dir
+    return found

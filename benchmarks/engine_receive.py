@@ -1,0 +1,103 @@
+"""How long a vLLM server takes to receive the weights of another one, with a model that is large enough to tell.
+
+    python -m benchmarks.engine_receive        # after `make engines`; some four minutes, 8 GiB of memory and 3 of disk
+
+Both are servers as a user starts them, without compilation, which would not change this. What is timed is what the
+second one's log says: everything from the first question to the registry to the last digest.
+"""
+
+import argparse
+import shutil
+import statistics
+import tempfile
+from contextlib import ExitStack
+from pathlib import Path
+
+import torch
+from transformers import LlamaConfig, LlamaForCausalLM
+
+from benchmarks.engine_replicas import Brought, VllmReplica
+from benchmarks.engine_start import await_sources
+from benchmarks.saving import RESULTS, show_and_save
+from modelexpress.cli.child import private_registry
+from modelexpress.cli.demo_model import build_demo_model
+from modelexpress.cli.figure import Figure
+from modelexpress.cli.speed import filled_arena, fresh_copy_seconds
+
+_EXISTING_SECONDS = 1.10
+"""What the package that is on PyPI needed for as much, between two such servers on such a machine."""
+_WEIGHTS = ("model*.safetensors", "*.index.json")
+
+
+class EagerReplica(VllmReplica):
+    """`vllm serve` that compiles nothing."""
+
+    def command(self) -> list[str]:
+        return [*super().command(), "--enforce-eager"]
+
+
+def build_model(folder: Path) -> Path:
+    """Write a Llama of 607 million random weights, 1.21 GB, and return its folder."""
+    tiny = build_demo_model(folder / "tiny", scale="tiny")
+    config = LlamaConfig.from_pretrained(
+        tiny,
+        vocab_size=30_000,
+        hidden_size=2048,
+        intermediate_size=5632,
+        num_hidden_layers=11,
+        num_attention_heads=32,
+        num_key_value_heads=4,
+    )
+    with torch.device("meta"):
+        model = LlamaForCausalLM(config).to(torch.bfloat16)
+    model.to_empty(device="cpu")
+    for parameter in model.parameters():
+        torch.nn.init.normal_(parameter, std=0.02)
+    shutil.copytree(tiny, folder / "model", ignore=shutil.ignore_patterns(*_WEIGHTS))
+    model.save_pretrained(folder / "model")
+    return folder / "model"
+
+
+def measure(folder: Path, repetitions: int) -> list[Figure]:
+    """Return the figures."""
+    model = build_model(folder)
+    found: list[Brought] = []
+    with ExitStack() as stack:
+        registry = stack.enter_context(private_registry())
+        stack.enter_context(EagerReplica(folder / "first", model, registry, from_peer=True, caches=False).run())
+        await_sources(registry, 1)
+        for number in range(repetitions):
+            replica = EagerReplica(folder / f"second-{number}", model, registry, from_peer=True, caches=False)
+            with replica.run() as start:
+                assert start.weights is not None, "the weights came from a peer"
+                found.append(start.weights)
+    return _figures(found)
+
+
+def _figures(found: list[Brought]) -> list[Figure]:
+    nbytes = round(found[0].nbytes)
+    seconds = statistics.median(one.seconds for one in found)
+    existing = ("the package on PyPI, such a machine", _EXISTING_SECONDS, "≤ 0.5 ×", seconds <= _EXISTING_SECONDS / 2)
+    what = f"vLLM, {nbytes / 1e9:.2f} GB from another server"
+    figures = [Figure(f"{what}: received and verified in", seconds, "s", *existing)]
+    for stage in found[0].stages:
+        took = statistics.median(one.stages[stage] for one in found)
+        figures.append(Figure(f"{what}: {stage}", took, "s"))
+    with filled_arena(nbytes) as source:
+        fresh = statistics.median(fresh_copy_seconds(source, nbytes) for _ in range(len(found)))
+    return [*figures, Figure("one thread copies as much into fresh pages", fresh, "s")]
+
+
+def main() -> None:
+    """Measure, print a table, write JSON."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--repetitions", type=int, default=3)
+    parser.add_argument("--out", type=Path, default=RESULTS / "engine_receive.json")
+    given = parser.parse_args()
+    with tempfile.TemporaryDirectory(prefix="mx-engine-receive-") as folder:
+        figures = measure(Path(folder), given.repetitions)
+    show_and_save("weights between vLLM servers", figures, given.out)
+
+
+if __name__ == "__main__":
+    main()
