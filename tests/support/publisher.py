@@ -7,6 +7,7 @@ import argparse
 import json
 import os
 import signal
+import subprocess
 import sys
 from types import FrameType
 
@@ -38,9 +39,17 @@ class Publisher(Child):
         return self.process.wait(30)
 
     def signal(self, number: signal.Signals) -> int:
-        """Send it a signal that ends it, and return its exit status."""
+        """Send it a signal that ends it, and return its exit status.
+
+        One that comes in the instant before the process begins to read its standard input is only handled when that
+        ends: Python looks for signals before the system call. A second one interrupts the call.
+        """
         self.process.send_signal(number)
-        return self.process.wait(30)
+        try:
+            return self.process.wait(10)
+        except subprocess.TimeoutExpired:
+            self.process.send_signal(number)
+            return self.process.wait(30)
 
 
 def main() -> None:

@@ -2,17 +2,21 @@
 
 import os
 import threading
+from collections.abc import Callable
 from types import TracebackType
 from typing import Self
 
 import grpc
 
 from modelexpress.client import calls
+from modelexpress.client.attendance import Attendance
 from modelexpress.client.calls import Answer, Call
 from modelexpress.client.channel import OPTIONS, connection
 from modelexpress.client.status import registry_error
 from modelexpress.identity import SourceIdentity
-from modelexpress.wire.records import SourceQuery, SourceRef, SourceStatus, WorkerRecord
+from modelexpress.wire.presence import ATTEND
+from modelexpress.wire.records import SourceQuery, SourceRef, SourceStatus, WorkerKey, WorkerRecord
+from modelexpress.wire.registry_requests import encode_get
 from modelexpress.wire.tls import ClientTls
 
 
@@ -115,6 +119,18 @@ class Client:
             False when the record is gone or was withdrawn: publish again to be a source.
         """
         return self._call(calls.update_status(source_id, worker_id, worker_rank, status, source_load))
+
+    def attend(self, source_id: str, worker_id: str, broken: Callable[[], object]) -> Attendance:
+        """Hold a call open for a record that is published, so that the registry misses its worker once it dies.
+
+        Args:
+            source_id: Of the record.
+            worker_id: Likewise.
+            broken: Called from another thread when the call breaks after a while, or is ended.
+        """
+        request = encode_get(WorkerKey(source_id, worker_id))
+        hold: grpc.UnaryStreamMultiCallable[bytes, bytes] = self._open().unary_stream(ATTEND)
+        return Attendance(hold(request, metadata=self._connection.metadata()), broken)
 
     def close(self) -> None:
         """Close the connection; calls in flight fail. Closing twice is allowed, calling after it is not."""

@@ -4,10 +4,12 @@ import logging
 import os
 import random
 import threading
+from collections.abc import Callable
 from enum import Enum
 from types import TracebackType
 from typing import Protocol, Self
 
+from modelexpress.client.attendance import Attendance
 from modelexpress.errors import ModelExpressError
 from modelexpress.identity import SourceIdentity
 from modelexpress.peer.farewell import Closable, undisturbed
@@ -37,6 +39,9 @@ class Registry(Protocol):
     ) -> bool:
         """Set a status, which is also the heartbeat; False when there is no such record."""
 
+    def attend(self, source_id: str, worker_id: str, broken: Callable[[], object]) -> Attendance:
+        """Hold a call open for a record, so that its worker is missed at once when it dies."""
+
 
 class PublicationState(Enum):
     """Where a publication is in its life."""
@@ -53,7 +58,7 @@ class Publication:
     """This process is a source of one material until the publication is closed.
 
     A thread publishes the record, trying until the registry takes it, then sends heartbeats. When the registry
-    has lost the record it is published again.
+    has lost the record it is published again. A call that is held open tells the registry when this process is killed.
 
     Args:
         server: Offers the material already.
@@ -87,7 +92,9 @@ class Publication:
         self._ready_timeout = ready_timeout
         self._owner = os.getpid()
         self._recorded = False
+        self._attendance: Attendance | None = None
         self._stop = threading.Event()
+        self._wake = threading.Event()
         self._ready = threading.Event()
         self._closed = threading.Event()
         self._along: list[Closable] = []
@@ -123,8 +130,11 @@ class Publication:
             return
         with undisturbed():
             self._stop.set()
+            self._wake.set()
             self._thread.join()
             self._withdraw()
+            if self._attendance is not None:
+                self._attendance.end()
             self._server.shelf.remove(self.source_id)
             while self._along:
                 self._along.pop().close()
@@ -145,8 +155,11 @@ class Publication:
         while not self._stop.is_set():
             try:
                 self._publish_or_beat()
+                self._attend()
                 retry, said = _FIRST_RETRY, ""
-                self._stop.wait(self._interval)
+                if self._wake.wait(self._interval):
+                    self._wake.clear()
+                    self._stop.wait(random.uniform(0, _FIRST_RETRY))
             except ModelExpressError as error:
                 level = logging.DEBUG if str(error) == said else logging.WARNING
                 said = str(error)
@@ -175,6 +188,10 @@ class Publication:
         self._update(SourceStatus.READY, float(len(leases)))
         self._ready.set()
         logger.info("source %s is ready as worker %s at %s", self.source_id, self.worker_id, self.endpoint)
+
+    def _attend(self) -> None:
+        if self._attendance is None or not (self._attendance.held or self._attendance.unknown):
+            self._attendance = self._registry.attend(self.source_id, self.worker_id, self._wake.set)
 
     def _withdraw(self) -> None:
         if not self._recorded:

@@ -19,6 +19,7 @@ from grpc_reflection.v1alpha import reflection
 from modelexpress.errors import ConfigurationError
 from modelexpress.registry.auth import TokenInterceptor, read_tokens, require_protection
 from modelexpress.registry.metrics import Metrics
+from modelexpress.registry.presence import MOST_PRESENT, Presence
 from modelexpress.registry.quota import Capacity, Quota
 from modelexpress.registry.reaper import Reaper
 from modelexpress.registry.service import P2pService
@@ -42,7 +43,7 @@ _OPTIONS = (
     ("grpc.http2.min_ping_interval_without_data_ms", 10_000),
     ("grpc.keepalive_permit_without_calls", 1),
 )
-_MAX_CALLS = 1024
+_MAX_CALLS = 1024 + MOST_PRESENT
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -142,7 +143,8 @@ class Registry:
             interceptors.append(TokenInterceptor(read_tokens(options.token_file)))
         server = grpc.aio.server(interceptors=interceptors, options=_OPTIONS, maximum_concurrent_rpcs=_MAX_CALLS)
         service = P2pService(store, options.heartbeat_timeout, Quota(store, options.capacity), metrics)
-        server.add_generic_rpc_handlers((service.handler(),))
+        presence = Presence(store)
+        server.add_generic_rpc_handlers((service.handler(), presence.handler()))
         checks = health.aio.HealthServicer()
         health_pb2_grpc.add_HealthServicer_to_server(checks, server)
         names = (SERVICE_NAME, health.SERVICE_NAME, reflection.SERVICE_NAME)
@@ -150,6 +152,7 @@ class Registry:
         self.address = _bind(server, options.listen, options.tls)
         await server.start()
         stack.push_async_callback(server.stop, options.grace)
+        stack.push_async_callback(presence.close)
         stack.push_async_callback(checks.enter_graceful_shutdown)
         for name in ("", SERVICE_NAME):
             await checks.set(name, health_pb2.HealthCheckResponse.SERVING)
