@@ -96,11 +96,15 @@ def main() -> None:
     parser.add_argument("given", type=json.loads)
     given = parser.parse_args().given
     from vllm import LLM, SamplingParams
+    from vllm.model_executor.model_loader import get_model_loader
 
     if given["layout"] == "processed":
         _without_packing()
     options = {"enforce_eager": True, "max_model_len": 128, "dtype": "bfloat16", **given["options"]}
     engine = LLM(given["model"], **options)
+    config = engine.llm_engine.vllm_config
+    # As vLLM does before it starts workers on other hosts; of a folder there is nothing to download.
+    get_model_loader(config.load_config).download_model(config.model_config)
     found = engine.generate(["what is a peer"], SamplingParams(temperature=0, max_tokens=12))
     print(json.dumps({"tokens": list(found[0].outputs[0].token_ids)}), file=answers, flush=True)
     sys.stdin.read()
