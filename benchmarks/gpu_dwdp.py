@@ -27,7 +27,7 @@ from modelexpress.dwdp.layout import PAGE_UNITS
 ROOT = Path(__file__).resolve().parents[1]
 PARTS = ("limit", "prefetch", "ideal", "experts", "scaling", "slices", "theirs")
 """In order of importance, should time run out."""
-_TOKENS = {"cuda": "4096,8192,12288,16384,32768,65536", "cpu": "32,64,128"}
+_TOKENS = {"cuda": "2048,4096,8192,12288,16384,32768,65536", "cpu": "32,64,128"}
 _FEWER = {"cuda": "8192,16384,32768", "cpu": "64,128"}
 _MORE_POINTS = ("ideal",)
 
@@ -103,7 +103,7 @@ def options() -> argparse.Namespace:
     parser.add_argument("--ranks", type=int, help="by default as many as there are GPUs, at most four")
     parser.add_argument("--layers", type=int, help="by default 48")
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--tokens", help="of a rank, for each point; by default 4,096 to 65,536")
+    parser.add_argument("--tokens", help="of a rank, for each point; by default 2,048 to 65,536")
     parser.add_argument("--deadline", type=int, default=120, help="seconds for a part")
     parser.add_argument("--page-units", type=int, default=PAGE_UNITS, help="units of granularity in a page of a slot")
     parser.add_argument("--theirs", default="", help="folder `srt` of an installed sglang, for the part `theirs`")
@@ -127,7 +127,7 @@ def main() -> None:
         earlier = json.loads(given.out.read_text())
         alike = ("device", "devices", "processor")
         if all(earlier["machine"].get(key) == machine.get(key) for key in alike) and earlier["layers"] == given.layers:
-            runs = earlier["runs"]
+            runs = {name: {"another_run": "another run", **found} for name, found in earlier["runs"].items()}
     console = Console(width=160)
     for part in given.parts.split(","):
         begun = time.monotonic()

@@ -23,6 +23,8 @@ def draw(path: Path, title: str, lines: Mapping[str, Sequence[tuple[int, float]]
     for number, (name, points) in enumerate(lines.items()):
         if name.startswith("prefetch"):
             axes.plot(*zip(*points, strict=True), "--", label=name, color="black")
+        elif name.endswith("as foreseen"):
+            axes.plot(*zip(*points, strict=True), ":", label=name, color="0.4", linewidth=2)
         else:
             axes.plot(*zip(*points, strict=True), "-", label=name, marker=".", color=f"C{number}")
     axes.set_title(title)

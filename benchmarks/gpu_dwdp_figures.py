@@ -1,9 +1,12 @@
 """What was measured of shared experts, beside the limits of the same run."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
+from benchmarks.gpu_dwdp_foreseen import foreseen
 from modelexpress.cli.figure import Figure
+from modelexpress.dwdp.foresee import Foresight
 
 Run = Mapping[str, Any]
 ALLOWANCE = 64 << 20
@@ -15,26 +18,33 @@ def figures(runs: Mapping[str, Run]) -> list[Figure]:
     """Return a figure for each thing that was measured.
 
     Args:
-        runs: What each part returned; those that were not run, or failed, are left out.
+        runs: What each part returned; those that were not run, or failed, are left out. Where one says
+            `another_run`, its figures do, too.
     """
     found: list[Figure] = []
     limit = runs.get("limit", {}).get("peer_copy", 0.0)
     if limit:
-        found.append(Figure("peer copy, one device to another", limit, "GB/s"))
+        found += _named(runs["limit"], [Figure("peer copy, one device to another", limit, "GB/s")])
     for name, make in (("prefetch", _prefetch), ("slices", _slices), ("theirs", _theirs)):
         if "rate" in runs.get(name, {}):
-            found += make(runs[name], limit)
+            found += _named(runs[name], make(runs[name], limit))
     for name, make_from in (("ideal", _ideal), ("experts", _parallel), ("scaling", _scaling)):
         if name in runs and "skipped" not in runs[name] and "failed" not in runs[name]:
-            found += make_from(runs[name])
+            found += _named(runs[name], make_from(runs[name]))
     return found
+
+
+def _named(run: Run, made: Iterable[Figure]) -> Iterator[Figure]:
+    """Say of each figure that it is from another run, where it is."""
+    for figure in made:
+        yield replace(figure, name=f"{figure.name} ({run['another_run']})") if "another_run" in run else figure
 
 
 def _prefetch(run: Run, limit: float) -> Iterator[Figure]:
     met = run["rate"] >= 0.93 * limit if limit else None
     yield Figure("prefetch alone, all ranks at once, a rank", run["rate"], "GB/s", "peer copy", limit, "≥ 0.93 ×", met)
     yield Figure("prefetch alone, one rank at a time", run["alone_rate"], "GB/s", "peer copy", limit)
-    refused = "the driver refused batches: copies went one by one" if run["batches_refused"] else ""
+    refused = "the driver took no batches: copies went one by one" if run["batches_refused"] else ""
     yield Figure("host: wait and release of a layer", run["host_us"], "µs", note=refused)
     allowed = run["own_bytes"] + 2 * run["slot_bytes"] + ALLOWANCE
     yield Figure(
@@ -83,31 +93,64 @@ def _ideal(run: Run) -> Iterator[Figure]:
         )
     per_layer = 1e3 / run["layers"]
     yield Figure("prefetch of a layer", per_layer * run["fetch"], "ms")
-    crossing = crossover(run)
-    if crossing is not None:
-        measured, predicted = crossing
-        met = abs(measured - predicted) <= 0.15 * predicted
-        yield Figure(
-            "tokens a rank that hide the prefetch", measured, "tokens", "predicted", predicted, "within 15 %", met
-        )
+    plan = foreseen(run)
+    if plan is not None:
+        for point in run["points"]:
+            expected = plan.compute_seconds(point["tokens"]) or 0.0
+            words = f"a layer of {point['tokens']:,} tokens, all experts resident"
+            yield Figure(words, per_layer * point["resident"], "ms", "the plan", 1e3 * expected)
+    yield from _crossover(run, plan)
 
 
-def crossover(run: Run) -> tuple[float, float] | None:
-    """Return how many tokens hide the prefetch: as measured, and as predicted from what was measured apart.
+def _crossover(run: Run, plan: Foresight | None) -> Iterator[Figure]:
+    words, unit = "tokens a rank that hide the prefetch", "thousand tokens"
+    measured, apart = crossover(run), crossover_of_parts(run)
+    if measured is None:
+        return
+    if plan is not None and plan.hidden_from:
+        predicted, met = plan.hidden_from, abs(measured - plan.hidden_from) <= 0.15 * plan.hidden_from
+        note = "recomputed from the run's numbers" if run.get("recomputed") else ""
+        inputs = _inputs(plan) + (f"; {note}" if note else "")
+        yield Figure(words, measured / 1e3, unit, inputs, predicted / 1e3, "within 15 %", met, note)
+    if apart is not None:
+        limit = "where compute, all experts resident, lasts as long as the prefetch alone"
+        yield Figure(f"{words}, the run against itself", measured / 1e3, unit, limit, apart / 1e3)
 
-    Predicted: where the time with all experts resident (experts of one layer, attention of the next) is that of the
-    prefetch alone. Measured: where the line through the points that are bound by compute meets the time of the fewest
-    tokens, which is bound by the prefetch. None, where no point is bound by it, or less than two by compute.
+
+def _inputs(plan: Foresight) -> str:
+    """Return what the plan was told, of which only the bandwidth is of the run."""
+    speed = plan.speed
+    return (
+        f"`mx dwdp plan` with {speed.bandwidth / 1e9:.0f} GB/s as measured, {speed.flops / 1e12:g} TFLOP/s, "
+        f"{speed.memory_bandwidth / 1e12:g} TB/s, prompts of {speed.prompt:,}"
+    )
+
+
+def crossover(run: Run) -> float | None:
+    """Return how many tokens hide the prefetch, as measured.
+
+    That is where the line through the points that are bound by compute meets the time of the fewest tokens, which is
+    bound by the prefetch. None, where no point is bound by it, or less than two by compute.
     """
     points = sorted(run["points"], key=lambda point: point["tokens"])
     bound = [point for point in points if point["resident"] >= ENOUGH * run["fetch"]]
     if len(bound) < 2 or points[0]["resident"] >= run["fetch"]:
         return None
     start, slope = _line(bound[0], bound[-1], "dwdp")
-    measured = (points[0]["dwdp"] - start) / slope
-    above = next(number for number, point in enumerate(points) if point["resident"] >= run["fetch"])
+    return float((points[0]["dwdp"] - start) / slope)
+
+
+def crossover_of_parts(run: Run) -> float | None:
+    """Return where the time with all experts resident is that of the prefetch alone: both are of the same run.
+
+    It says whether the two overlap as they should, and nothing about what foresees them.
+    """
+    points = sorted(run["points"], key=lambda point: point["tokens"])
+    above = next((number for number, point in enumerate(points) if point["resident"] >= run["fetch"]), 0)
+    if not above:
+        return None
     start, slope = _line(points[above - 1], points[above], "resident")
-    return measured, (run["fetch"] - start) / slope
+    return float((run["fetch"] - start) / slope)
 
 
 def _line(first: Run, last: Run, name: str) -> tuple[float, float]:
@@ -154,6 +197,9 @@ def lines(runs: Mapping[str, Run]) -> Mapping[str, Sequence[tuple[int, float]]]:
     if "points" in ideal:
         for name, words in (("resident", "all experts resident"), ("dwdp", "shared experts")):
             found[words] = [(point["tokens"], scale * point[name]) for point in ideal["points"]]
+        if (plan := foreseen(ideal)) is not None:
+            expected = [(point["tokens"], plan.compute_seconds(point["tokens"]) or 0.0) for point in ideal["points"]]
+            found["all experts resident, as foreseen"] = [(tokens, 1e3 * seconds) for tokens, seconds in expected]
         found["prefetch alone"] = [(point["tokens"], scale * ideal["fetch"]) for point in ideal["points"]]
         parallel = runs.get("experts", {}).get("points", [])
         for words, varied in (("expert parallelism", False), ("the same, loads vary by 20 %", True)):

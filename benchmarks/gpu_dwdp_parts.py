@@ -4,7 +4,7 @@ import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from statistics import median
 from types import MappingProxyType
 from typing import Any
@@ -20,6 +20,7 @@ from modelexpress.dwdp import DwdpConfig, DwdpManager, enable
 from modelexpress.dwdp.cuda_machine import CudaStream
 from modelexpress.dwdp.host_machine import HostStream
 from modelexpress.dwdp.streams import Stream
+from modelexpress.memory.cuda_copy import BATCH_CALL
 from modelexpress.memory.cuda_driver import driver
 
 VARIATION = 0.2
@@ -102,7 +103,7 @@ def prefetch(task: Task) -> Found:
                 alone = [seconds(task.device, shared.fetch, PASSES) / PASSES for _ in range(task.rounds)]
         host = _host(task, shared)
         taken = shared.expert_bytes
-        refused = _refused(shared)
+        refused = _refused(task, shared)
     remote = _remote_bytes(task.shape, config)
     whole = task.shape.layers * task.shape.experts * task.shape.expert_bytes
     return {
@@ -142,7 +143,8 @@ def ideal(task: Task) -> Found:
             same = torch.equal(resident(hidden), shared.model(hidden))
             times = rounds(task.device, [_on(resident, hidden), _on(shared.model, hidden)], 2, task.rounds)
             points.append({"tokens": tokens, "same": all(together(same)), "resident": times[0], "dwdp": times[1]})
-    return {"points": points, "fetch": fetch, "layers": task.shape.layers, "ranks": dist.get_world_size()}
+    ranks = dist.get_world_size()
+    return {"points": points, "fetch": fetch, "layers": task.shape.layers, "ranks": ranks, "shape": asdict(task.shape)}
 
 
 def experts(task: Task) -> Found:
@@ -264,8 +266,10 @@ def _host(task: Task, shared: Sharing) -> float:
     return 1e6 * median(found) / task.shape.layers
 
 
-def _refused(shared: Sharing) -> bool:
-    """Return whether the driver refused to take several copies in one call: they went one by one then."""
+def _refused(task: Task, shared: Sharing) -> bool:
+    """Return whether the driver does not take several copies in one call, or refused: they went one by one then."""
+    if task.device.type == "cuda" and not driver().has(BATCH_CALL):
+        return True
     running = shared.manager._running
     return running is not None and any(getattr(lane, "_refused", False) for lane in running.prefetcher._lanes)
 

@@ -3,6 +3,11 @@
 Its sources are read from a folder, `srt` of an installed package; they need `cuda-bindings`. What those modules import
 of the rest of the package is stood in for: one function that logs. Where the driver refuses fabric handles they
 exchange file descriptors, as ours do: one host, with no channels of a fabric manager, is enough.
+
+Its manager, `DwdpManager`, is not driven. It takes layers that are the engine's `FusedMoE` and no others, and its rank
+and groups from the engine's runtime: without the whole engine it cannot be set up, and importing it imports that. What
+its set-up does is done here, in the same order, but for two steps that find nothing to do with these shapes: experts
+that end in the middle of a unit of memory, and tensors too small to be shared.
 """
 
 import sys

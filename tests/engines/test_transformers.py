@@ -62,6 +62,22 @@ def test_the_first_reads_its_folder_and_the_second_needs_no_weights_there(
     assert torch.equal(logits(second), expected)
 
 
+def test_tied_weights_stay_tied_and_the_way_to_generate_is_the_folders(
+    registry: str, worker: mx.Worker, checkpoint: Path, tmp_path: Path
+) -> None:
+    config = AutoConfig.from_pretrained(checkpoint, tie_word_embeddings=True)
+    made = AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16)
+    made.generation_config.update(eos_token_id=[5, 7], do_sample=True, temperature=0.6)
+    made.save_pretrained(tmp_path / "tied")
+    for way in ("storage", "peer"):
+        found = load_from_peer(tmp_path / "tied", registry=registry, worker=worker if way == "storage" else None)
+        assert found.lm_head.weight is found.model.embed_tokens.weight
+        assert torch.equal(logits(found), logits(made.eval()))
+        assert (found.generation_config.eos_token_id, found.generation_config.temperature) == ([5, 7], 0.6)
+        if way == "storage":
+            assert worker.publications[0].wait_ready(20)
+
+
 def test_a_folder_that_lacks_some_of_the_model_is_not_filled_up_with_random_numbers(
     registry: str, checkpoint: Path, tmp_path: Path
 ) -> None:

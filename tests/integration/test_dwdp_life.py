@@ -114,3 +114,13 @@ def test_memory_is_that_of_a_ranks_experts_and_two_slots(nursery: Nursery, tmp_p
         slots = 2 * rank["layer"] * (6 - per_rank) // 6
         # For each of 2 weights: in a slot a page at each side, and own memory that begins and ends within a unit.
         assert own + slots <= rank["kept"] + 4096 * 6 * 2 * 2 <= own + slots + 2 * 2 * 2 * pages + 6 * 2 * 4 * 4096
+
+
+@pytest.mark.parametrize("loaded", ["part", "all"])
+def test_set_up_takes_one_weight_more_than_the_model_and_two_slots(
+    nursery: Nursery, tmp_path: Path, loaded: str
+) -> None:
+    for rank in nursery.run(tmp_path, "dwdp_peak:peak", 3, loaded=loaded):
+        assert rank["weights"] == 6
+        # What a rank loaded of a weight, or less, is in own memory that begins and ends within a unit of 4096 bytes.
+        assert rank["largest"] <= rank["more"] < rank["largest"] + 6 * 2 * 4096 < 2 * rank["largest"]

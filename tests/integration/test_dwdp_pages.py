@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from modelexpress.dwdp.config import DwdpConfig
-from modelexpress.dwdp.foresee import H200_BANDWIDTH, H200_FLOPS
+from modelexpress.dwdp.foresee import H200_BANDWIDTH, H200_FLOPS, H200_MEMORY_BANDWIDTH
 from tests.support.documented import Reader
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -31,5 +31,6 @@ def test_limits_and_numbers_on_the_page_are_those_of_the_code() -> None:
     text = PAGE.read_text()
     assert re.search(rf"default of `--bandwidth`.*\| {H200_BANDWIDTH / 1e9:g} GB/s", text)
     assert re.search(rf"default of `--tflops` \| {H200_FLOPS / 1e12:g} TFLOP/s", text)
+    assert f"default of `--memory-bandwidth` is the data sheet's {H200_MEMORY_BANDWIDTH / 1e12:g} TB/s" in text
     config = DwdpConfig.spreading(256, 3)
     assert f"L = {config.num_experts_per_worker} and S = {config.num_prefetch_experts}" in text

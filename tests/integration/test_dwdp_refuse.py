@@ -65,6 +65,9 @@ def test_layers_that_are_named_wrongly(nursery: Nursery, tmp_path: Path) -> None
         ]
         assert told[6].startswith("layer 0 has 3 layers with a gate and stacked experts, not one")
         assert told[7] == ""
+        assert told[8:] == [
+            f"layer {layer} was not added before setup, only 0: add_layer names each" for layer in (7, 1, -1)
+        ]
 
 
 def test_groups_that_need_more_ranks_than_there_are(nursery: Nursery, tmp_path: Path) -> None:
@@ -80,6 +83,16 @@ def test_a_rank_in_no_group_is_refused_and_the_others_go_on(nursery: Nursery, tm
     assert first == second == ["", ""]
     assert third[0] == "PartitionInvalid"
     assert third[1].startswith("rank 2 would be in group 1, but num_groups=1: only the first 2 ranks share experts")
+
+
+def test_a_group_that_is_none_of_this_ranks(nursery: Nursery, tmp_path: Path) -> None:
+    for number, told in enumerate(nursery.run(tmp_path, "dwdp_refuse:no_member", 2)):
+        assert told == [
+            f"PartitionInvalid: rank {number} of the world is no member of group=: pass the group that this rank is "
+            "in, and leave the block out on ranks that are in none",
+            "DwdpError: group='world' is neither a process group of torch.distributed nor a communicator of mpi4py",
+            "DwdpError: group=['world'] is neither a process group of torch.distributed nor a communicator of mpi4py",
+        ]
 
 
 @pytest.mark.parametrize("alone", [0, 1])

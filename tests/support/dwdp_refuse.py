@@ -169,6 +169,9 @@ def added(rank: Rank) -> list[str]:
         manager.add_layer(0, model.layers[2])
         tell(lambda: manager.setup(model))
         assert [layer.block for layer in manager.layers] == [model.layers[2]]
+        tell(lambda: manager.wait_and_bind(model.layers[2].get_submodule("experts"), 7))
+        tell(lambda: manager.wait(1))
+        tell(lambda: manager.record_compute_and_prefetch_next(-1))
     return told
 
 
@@ -181,6 +184,19 @@ def placed(rank: Rank, size: int, groups: int) -> list[str]:
     except DwdpError as error:
         told = [type(error).__name__, str(error)]
     dist.barrier()
+    return told
+
+
+def no_member(rank: Rank) -> list[str]:
+    """Share a model within groups that this rank is not in, or that are none; return what was told."""
+    groups, told = [dist.new_group([0]), dist.new_group([1])], list[str]()
+    others: list[object] = [groups[1 - rank.number], "world", ["world"]]
+    for group in others:
+        try:
+            with enable(_layers(), CONFIG, group=group, deadline=20):
+                told.append("it was not refused")
+        except DwdpError as error:
+            told.append(f"{type(error).__name__}: {error}")
     return told
 
 

@@ -15,7 +15,7 @@ from modelexpress.dwdp.config_shapes import depth_of_config, shape_of_config, wo
 from modelexpress.dwdp.foresee import Foresight, Speed, foresee
 from modelexpress.dwdp.header_shapes import Stored, layers_of_tensors
 from modelexpress.dwdp.layout import WeightLayout
-from modelexpress.dwdp.shapes import ExpertTensor, LayerShape, ModelShape, Work, gated_experts, gated_flop
+from modelexpress.dwdp.shapes import ExpertTensor, LayerShape, ModelShape, Work, gated_experts
 from modelexpress.errors import ConfigurationError, PartitionInvalid
 
 QWEN = {
@@ -144,8 +144,10 @@ def test_arithmetic_of_a_layer() -> None:
     assert work_of_config(MIXTRAL).attention == 0, "heads are not known"
     deepseek = work_of_config(DEEPSEEK)
     assert deepseek.experts == 6 * 9 * 7168 * 2048, "eight and the shared one"
+    assert deepseek.routed * deepseek.row == 6 * 8 * 7168 * 2048, "the shared one is in no group"
     low = 7168 * 1536 + 1536 * 128 * 192 + 7168 * 576 + 512 * 128 * 256 + 128 * 128 * 7168
     assert deepseek.attention == 2 * low
+    assert deepseek.other_weights == deepseek.attention + 6 * 7168 * 2048, "two bytes a weight, and two FLOP"
 
 
 @given(st.integers(1, 300), st.one_of(st.none(), st.integers(1, 300)))
@@ -217,8 +219,6 @@ def test_fetching_is_hidden_from_the_count_that_is_named() -> None:
     assert foreseen.fetch_seconds == pytest.approx(foreseen.remote / 372e9)
     crossing = foreseen.hidden_from
     assert crossing is not None
-    flop = gated_flop(2048, 768, 8) + work_of_config(QWEN).attention
-    assert crossing == math.ceil(foreseen.fetch_seconds * 490e12 / flop)
     before, after = foreseen.ratio(crossing - 1), foreseen.ratio(crossing)
     assert before is not None
     assert after is not None
@@ -228,10 +228,14 @@ def test_fetching_is_hidden_from_the_count_that_is_named() -> None:
     assert longer < crossing, "scores of attention hide something, too"
 
 
-def test_what_was_measured_stands_for_the_arithmetic() -> None:
-    foreseen = published(measured=(8192, 1.28e-3))
-    assert foreseen.seconds_per_token == pytest.approx(1.28e-3 / 8192)
-    assert foreseen.hidden_from == math.ceil(foreseen.fetch_seconds / (1.28e-3 / 8192))
+def test_what_was_measured_sets_the_scale() -> None:
+    plain, foreseen = published(), published(measured=(8192, 4e-3))
+    assert foreseen.compute_seconds(8192) == pytest.approx(4e-3)
+    scale = 4e-3 / (plain.compute_seconds(8192) or 0.0)
+    assert foreseen.compute_seconds(1024) == pytest.approx(scale * (plain.compute_seconds(1024) or 0.0))
+    unknown = ModelShape("", shape_of_config(QWEN).layers)
+    linear = foresee(unknown, DwdpConfig.spreading(128, 4), Speed(measured=(8192, 1.28e-3)))
+    assert linear.hidden_from == math.ceil(linear.fetch_seconds / (1.28e-3 / 8192))
 
 
 def test_without_arithmetic_there_is_no_crossover() -> None:
@@ -239,11 +243,14 @@ def test_without_arithmetic_there_is_no_crossover() -> None:
     foreseen = foresee(shape, DwdpConfig.spreading(8, 2), granularity=4096)
     assert foreseen.hidden_from is None
     assert foreseen.ratio(1000) is None
+    assert foreseen.fields()["seconds_to_compute"]["1024"] is None
 
 
 def test_numbers_that_cannot_be_are_refused() -> None:
     with pytest.raises(ConfigurationError):
         Speed(bandwidth=0)
+    with pytest.raises(ConfigurationError):
+        Speed(memory_bandwidth=0)
     with pytest.raises(ConfigurationError):
         Speed(measured=(0, 1.0))
     with pytest.raises(PartitionInvalid):

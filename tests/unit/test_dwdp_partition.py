@@ -137,6 +137,12 @@ def test_a_group_has_two_ranks_at_least(size: int, groups: int) -> None:
     assert isinstance(caught.value, DwdpError)
 
 
+@pytest.mark.parametrize("size", [1, 0, -1, -200])
+def test_experts_are_spread_over_two_ranks_at_least(size: int) -> None:
+    with pytest.raises(PartitionInvalid, match=f"^dwdp_size={size}: a group has at least 2 ranks"):
+        DwdpConfig.spreading(128, size)
+
+
 @given(st.integers(2, 6), st.integers(1, 5), st.integers(0, 9))
 def test_ranks_fill_groups_one_after_the_other(size: int, groups: int, spare: int) -> None:
     config = DwdpConfig(size, 1, 1, groups)

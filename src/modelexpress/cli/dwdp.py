@@ -11,9 +11,9 @@ from modelexpress.cli.dwdp_table import bars, rank_table
 from modelexpress.cli.options import JsonOption
 from modelexpress.dwdp.config import DwdpConfig
 from modelexpress.dwdp.config_shapes import depth_of_config, shape_of_config, work_of_config
-from modelexpress.dwdp.foresee import H200_BANDWIDTH, H200_FLOPS, Speed, foresee
+from modelexpress.dwdp.foresee import H200_BANDWIDTH, H200_FLOPS, H200_MEMORY_BANDWIDTH, Speed, foresee
 from modelexpress.dwdp.header_shapes import Stored, layers_of_tensors
-from modelexpress.dwdp.shapes import LayerShape, ModelShape, Work, gated_experts, gated_flop
+from modelexpress.dwdp.shapes import LayerShape, ModelShape, Work, carried_bytes, gated_experts, gated_flop
 from modelexpress.errors import ConfigurationError
 
 dwdp = typer.Typer(help="Ranks that share the experts of a model while they run.", no_args_is_help=True)
@@ -37,7 +37,8 @@ def plan(
         int | None, typer.Option(help="From one rank's first expert to the next one's, S.", show_default="as L demands")
     ] = None,
     experts: Annotated[
-        int | None, typer.Option(help="Experts of a layer; with the next four options in place of FOLDER.")
+        int | None,
+        typer.Option(help="Experts of a layer; with the next four options in place of FOLDER, without attention then."),
     ] = None,
     hidden: Annotated[int | None, typer.Option(help="Features of a token.")] = None,
     intermediate: Annotated[int | None, typer.Option(help="Features within an expert.")] = None,
@@ -53,9 +54,12 @@ def plan(
     tflops: Annotated[
         float, typer.Option(help="TFLOP/s of a rank: grouped matrix products in bfloat16 on an H200.")
     ] = H200_FLOPS / 1e12,
+    memory_bandwidth: Annotated[
+        float, typer.Option(help="TB/s of a rank's own memory: an H200's, by its data sheet.")
+    ] = H200_MEMORY_BANDWIDTH / 1e12,
     measured: Annotated[
         str | None,
-        typer.Option(help="TOKENS:MILLISECONDS that a layer took, attention included; in place of --tflops."),
+        typer.Option(help="TOKENS:MILLISECONDS that a layer took, attention included: times are scaled to that."),
     ] = None,
     prompt: Annotated[int, typer.Option(help="Tokens of each prompt, for attention's scores; 0: left out.")] = 0,
     chart: Annotated[Path | None, typer.Option(help="Write the chart to this file, an SVG.")] = None,
@@ -65,7 +69,8 @@ def plan(
     shapes = _Shapes(experts, hidden, intermediate, layers, top_k)
     shape = _shape_of_folder(folder, shapes, dtype) if folder else _shape_of_options(shapes, dtype or "bfloat16")
     config = _config(shape.layers[0].num_experts, dwdp_size, num_experts_per_worker, num_prefetch_experts)
-    foreseen = foresee(shape, config, Speed(bandwidth * 1e9, tflops * 1e12, _measured(measured), prompt))
+    speed = Speed(bandwidth * 1e9, tflops * 1e12, _measured(measured), prompt, memory_bandwidth * 1e12)
+    foreseen = foresee(shape, config, speed)
     if chart is not None:
         from modelexpress.dwdp.foresight_chart import draw_foresight
 
@@ -97,8 +102,14 @@ def _shape_of_options(shapes: _Shapes, dtype: str) -> ModelShape:
     return ModelShape(
         f"options, {dtype}",
         tuple(LayerShape(number, experts, tensors) for number in range(layers)),
-        Work(gated_flop(hidden, intermediate, top_k)),
+        _work(hidden, intermediate, top_k),
     )
+
+
+def _work(hidden: int, intermediate: int, top_k: int) -> Work:
+    """Return what is known without the shapes of attention."""
+    row, carried = gated_flop(hidden, intermediate, 1), carried_bytes(hidden, top_k * intermediate, top_k)
+    return Work(top_k * row, routed=top_k, row=row, carried=carried)
 
 
 def _shape_of_folder(folder: Path, shapes: _Shapes, dtype: str | None) -> ModelShape:

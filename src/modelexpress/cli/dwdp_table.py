@@ -5,10 +5,7 @@ from rich.table import Table
 from rich.text import Text
 
 from modelexpress.cli.printable import printable
-from modelexpress.dwdp.foresee import Foresight
-
-TOKENS = (1024, 2048, 4096, 8192, 16384, 32768, 65536)
-"""Of a forward, for which times are compared."""
+from modelexpress.dwdp.foresee import TOKENS, Foresight
 
 _WIDTH = 30
 _MOST = 2.0
@@ -54,14 +51,14 @@ def bars(foreseen: Foresight) -> Group:
         ),
         Text(
             f"\n{_gb(foreseen.remote)} a layer at {foreseen.speed.bandwidth / 1e9:g} GB/s take "
-            f"{foreseen.fetch_seconds * 1e3:.2f} ms: hidden where computing the experts of one "
-            "layer\nand the attention of the next takes as long"
+            f"{foreseen.fetch_seconds * 1e3:.2f} ms: hidden where computing\n"
+            "the experts of one layer and the attention of the next takes as long"
         ),
     ]
     if foreseen.hidden_from is None:
         lines.append(Text("how long computing takes is not known: give --measured TOKENS:MILLISECONDS"))
     else:
-        lines.append(Text(f"that is from {foreseen.hidden_from:,} tokens of a rank's forward on{_how(foreseen)}"))
+        lines.append(Text(f"that is from {foreseen.hidden_from:,} tokens of a rank's forward on, {_how(foreseen)}"))
         lines += [_time_line(foreseen, tokens) for tokens in TOKENS]
     return Group(*lines)
 
@@ -73,10 +70,13 @@ def _time_line(foreseen: Foresight, tokens: int) -> Text:
 
 
 def _how(foreseen: Foresight) -> str:
-    if foreseen.speed.measured is not None:
-        return f", as {foreseen.speed.measured[0]:,} tokens took {foreseen.speed.measured[1] * 1e3:g} ms"
-    known = foreseen.shape.work is not None and foreseen.shape.work.attention > 0
-    return f", at {foreseen.speed.flops / 1e12:g} TFLOP/s" + ("" if known else ", attention not counted")
+    speed = foreseen.speed
+    if speed.measured is not None:
+        return f"as {speed.measured[0]:,} tokens took {speed.measured[1] * 1e3:g} ms"
+    rates = f"at {speed.flops / 1e12:g} TFLOP/s\nand {speed.memory_bandwidth / 1e12:g} TB/s of memory"
+    if not foreseen.attention_counted:
+        return f"{rates}; attention not counted, as its shapes are not known:\nwith it fewer tokens do"
+    return rates if speed.prompt else f"{rates}; scores of attention not counted: give --prompt"
 
 
 def _line(name: str, bar: Text, said: str) -> Text:

@@ -67,6 +67,8 @@ def _described(
         weights += [spec_of(layer, weight) for weight in layer.weights]
         for one in layer.small:
             tensor = one.tensor
+            if tensor.device.type == "meta":
+                raise ExpertsUnsupported(f"{layer.name}: {one.name} has no memory yet: load this rank's experts first")
             rows = () if tensor.shape[0] == layer.num_experts else (partition.per_rank,)
             small.append((layer.name, one.name, (*rows, *tensor.shape[1:]), str(tensor.dtype)))
     return tuple(weights), tuple(small)

@@ -49,7 +49,7 @@ class DwdpConfig:
         """Return the configuration that stores least: E/N experts a rank, and where N does not divide E, a few twice.
 
         Raises:
-            PartitionInvalid: There are fewer experts than ranks.
+            PartitionInvalid: There are fewer experts than ranks, or less than two ranks.
         """
         found = Partition.smallest(num_experts, dwdp_size)
         return cls(dwdp_size, found.per_rank, found.stride, num_groups, contention_opt)

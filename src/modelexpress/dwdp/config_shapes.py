@@ -7,7 +7,7 @@ same fields are read the same way.
 from collections.abc import Mapping
 from typing import Any
 
-from modelexpress.dwdp.shapes import BITS, LayerShape, ModelShape, Work, gated_experts, gated_flop
+from modelexpress.dwdp.shapes import BITS, LayerShape, ModelShape, Work, carried_bytes, gated_experts, gated_flop
 from modelexpress.errors import ConfigurationError
 
 _EXPERTS = ("num_experts", "num_local_experts", "n_routed_experts")
@@ -46,11 +46,13 @@ def work_of_config(config: Mapping[str, Any]) -> Work:
     """
     fields = _Fields(config)
     hidden, intermediate = fields.integer("hidden_size"), fields.integer("moe_intermediate_size", "intermediate_size")
-    experts = gated_flop(hidden, intermediate, fields.integer(*_TOP) + fields.optional("n_shared_experts"))
-    experts += gated_flop(hidden, fields.optional("shared_expert_intermediate_size"), 1)
+    routed, apart = fields.integer(*_TOP), fields.optional("shared_expert_intermediate_size")
+    inner = intermediate * (routed + fields.optional("n_shared_experts")) + apart
     projections, per_key = _attention(fields, hidden)
     sliding = "sliding_attention" in (fields.get("layer_types") or ())
-    return Work(experts, projections, per_key, fields.optional("sliding_window") or None if sliding else None)
+    window = fields.optional("sliding_window") or None if sliding else None
+    row, carried = gated_flop(hidden, intermediate, 1), carried_bytes(hidden, inner, routed)
+    return Work(gated_flop(hidden, inner, 1), projections, per_key, window, routed, row, carried)
 
 
 def depth_of_config(config: Mapping[str, Any]) -> int:

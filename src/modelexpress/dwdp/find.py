@@ -1,18 +1,22 @@
-"""Finding the experts of a model: any module with stacked expert weights, by shape and by its gate.
+"""Finding the experts of a model: any module with stacked expert weights, by shape, by name, and by its gate.
 
-A layer is the smallest module that has a gate (a child with one row of weights for each expert) and, outside of it,
-tensors with one row for each expert, or for each that this rank stores. This covers the mixture-of-experts models of
+A layer is the smallest module that has stacked weights (`stacks.py`) and something that knows how many experts there
+are (`gates.py`). All of its large weights have a row for each of them, or all for each that this rank stores: that is
+decided once for a layer, and only what fits belongs to its experts. This covers the mixture-of-experts models of
 transformers 5, whose experts are such a module, and those of engines that stack their experts.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple
 
-import torch
 from torch import nn
 
 from modelexpress.dwdp.config import DwdpConfig
+from modelexpress.dwdp.gates import Count, Trust, all_experts, counts, router_tensors
 from modelexpress.dwdp.layout import is_small
 from modelexpress.dwdp.model import ExpertLayer, StackedTensor
+from modelexpress.dwdp.reasons import check_complete, reason
+from modelexpress.dwdp.stacks import Stack, full_bytes, is_stacked, large_weights, stacks_within
 from modelexpress.errors import ExpertsUnsupported
 
 
@@ -25,17 +29,15 @@ def find_layers(model: nn.Module, config: DwdpConfig, granularity: int) -> list[
         granularity: Of the memory, in bytes.
 
     Raises:
-        ExpertsUnsupported: There are none, or they are kept in another way.
+        ExpertsUnsupported: There are none, or some are kept in another way.
     """
     # A module may be in several places of a model, and is used in each of them then.
-    found = list({id(layer.block): layer for layer in _find(model, "", config, granularity)}.values())
-    if not found:
-        raise ExpertsUnsupported(
-            f"{type(model).__name__} has no layer with a gate and stacked experts ([experts, …] in one parameter) that "
-            f"fit num_experts_per_worker={config.num_experts_per_worker}{_reason(model)}"
-        )
-    # What has another number of experts, or only looks as if it had some, stays as it is where it was loaded whole.
-    return [layer for layer in found if layer.num_experts == _reach(config) or not _whole(layer)] or found
+    found = list({id(one.layer.block): one for one in _Search(config, granularity).within(model, "")}.values())
+    layers = _served(found, config)
+    if not layers:
+        raise ExpertsUnsupported(reason(model, "", config))
+    check_complete(model, [one.layer for one in found], config)
+    return layers
 
 
 def find_layer(module: nn.Module, name: str, config: DwdpConfig, granularity: int) -> ExpertLayer:
@@ -44,82 +46,172 @@ def find_layer(module: nn.Module, name: str, config: DwdpConfig, granularity: in
     Raises:
         ExpertsUnsupported: There is none, or more than one.
     """
-    found = list(_find(module, name, config, granularity))
-    if len(found) != 1:
+    found = _served([*_Search(config, granularity).within(module, name)], config)
+    if not found:
+        raise ExpertsUnsupported(reason(module, name, config))
+    if len(found) > 1:
         raise ExpertsUnsupported(
-            f"{name or type(module).__name__} has {len(found)} layers with a gate and stacked experts, not one"
-            f"{_reason(module)}"
+            f"{name or type(module).__name__} has {len(found)} layers with a gate and stacked experts, not one: "
+            f"{', '.join(layer.name for layer in found)}"
         )
     return found[0]
 
 
-def _find(module: nn.Module, name: str, config: DwdpConfig, granularity: int) -> Iterator[ExpertLayer]:
-    inner = [
-        layer
-        for child_name, child in module.named_children()
-        for layer in _find(child, f"{name}.{child_name}" if name else child_name, config, granularity)
-    ]
-    if inner:
-        yield from inner
-        return
-    # What only looks like a gate must not be taken for it where another one fits the configuration.
-    for gate, num_experts in sorted(_gates(module), key=lambda found: found[1] != _reach(config)):
-        stacked = list(_stacked(module, gate, {num_experts, config.num_experts_per_worker}))
-        if any(one.tensor.dim() >= 3 for one in stacked):
-            yield _layer(module, name, num_experts, stacked, granularity)
+class _Found(NamedTuple):
+    """A layer that has been found.
+
+    Args:
+        layer: As it is shared.
+        whole: Whether it was loaded with all experts.
+        sure: Whether it tells by names that it has experts, not only by shapes.
+    """
+
+    layer: ExpertLayer
+    whole: bool
+    sure: bool
+
+
+def _served(found: Sequence[_Found], config: DwdpConfig) -> list[ExpertLayer]:
+    """Return what the group can share, and what it must be told that it cannot.
+
+    Raises:
+        ExpertsUnsupported: What a layer has may be experts that were loaded in part, or anything else.
+    """
+    fitting = [one for one in found if one.layer.num_experts == all_experts(config)]
+    if not fitting:
+        return [one.layer for one in found if one.sure] or [one.layer for one in found]
+    for one in fitting:
+        if not one.sure and not one.whole and any(other.sure for other in fitting):
+            raise ExpertsUnsupported(
+                f"{one.layer.name} has tensors of {config.num_experts_per_worker} rows beside a weight of "
+                f"{one.layer.num_experts}, as experts that were loaded in part, but nothing in it is called so: "
+                "choose another num_experts_per_worker, or name the layers with experts by add_layer(number, module)"
+            )
+    # Of other numbers of experts, what is whole stays as it is; what is not cannot be completed, and is refused later.
+    return [one.layer for one in found if one in fitting or (one.sure and not one.whole)]
+
+
+class _Search:
+    """Goes through modules, the inner ones first.
+
+    Args:
+        config: Of the group. Only layers of one number of experts can be shared with it.
+        granularity: Of the memory, in bytes.
+    """
+
+    def __init__(self, config: DwdpConfig, granularity: int) -> None:
+        self._held, self._all, self._granularity = config.num_experts_per_worker, all_experts(config), granularity
+
+    def within(self, module: nn.Module, name: str, *, alone: bool = True) -> Iterator[_Found]:
+        """Return the layers within a module.
+
+        Args:
+            module: Is looked through.
+            name: Its own, in the model.
+            alone: Whether what it is in is no layer, but a list of layers.
+        """
+        several = isinstance(module, (nn.ModuleList, nn.Sequential))
+        inner = [
+            layer
+            for child_name, child in module.named_children()
+            for layer in self.within(child, f"{name}.{child_name}" if name else child_name, alone=several)
+        ]
+        if inner:
+            yield from inner
+        elif not isinstance(module, nn.ModuleList):
+            yield from self._layer(module, name, alone)
+
+    def _layer(self, block: nn.Module, name: str, alone: bool) -> Iterator[_Found]:
+        stacks = stacks_within(block, name)
+        if not stacks:
             return
+        name = name or type(block).__name__
+        rows = {weight.tensor.shape[0] for weight in large_weights(stacks, self._all, self._granularity)}
+        said = counts(block, stacks, alone)
+        if (count := self._decided(name, said, rows)) is None:
+            return
+        loaded = count.num_experts if count.num_experts in rows else self._held
+        gates = [one.gate for one in said if one.gate is not None and one.num_experts == count.num_experts]
+        layer = self._made(block, name, stacks, count.num_experts, loaded, gates)
+        yield _Found(layer, loaded == count.num_experts, stacks[0].experts)
 
+    def _made(
+        self, block: nn.Module, name: str, stacks: Sequence[Stack], num_experts: int, loaded: int, gates: Sequence[str]
+    ) -> ExpertLayer:
+        stacked = [one for stack in stacks for one in stack.tensors() if self._belongs(one, num_experts, loaded)]
+        if num_experts == self._all:
+            self._check_rows(name, stacks, loaded)
+            if loaded != num_experts:
+                self._check_features(name, stacked)
+        users = list({id(one.module): one.module for one in stacked}.values())
+        router = router_tensors(block, gates, stacks, loaded) if loaded != num_experts else []
+        weights = [one for one in stacked if not self._small(one, num_experts)]
+        small = {id(one.tensor): one for one in (*stacked, *router) if self._small(one, num_experts)}
+        return ExpertLayer(name, num_experts, block, users, weights, list(small.values()))
 
-def _gates(module: nn.Module) -> Iterator[tuple[nn.Module, int]]:
-    """Return children that may be the gate, with the number of experts that each would know."""
-    for child in module.children():
-        weight = getattr(child, "weight", None)
-        if isinstance(weight, torch.Tensor) and weight.dim() == 2 and weight.shape[0] > 1:
-            yield child, weight.shape[0]
+    def _decided(self, name: str, said: Sequence[Count], rows: set[int]) -> Count | None:
+        """Return the most trusted number of experts that fits the rows of the weights.
 
+        Raises:
+            ExpertsUnsupported: Two of the same trust fit.
+        """
+        held = self._held in rows
+        fit = [count for count in said if count.num_experts in rows or (held and count.num_experts == self._all)]
+        fit.sort(key=lambda count: (-count.trust, count.num_experts != self._all))
+        best = {count.num_experts for count in fit if count.trust == fit[0].trust}
+        if self._held in best and self._all in best and self._all not in rows:
+            raise ExpertsUnsupported(
+                f"{name} has {self._held} rows in its stacked weights, and gates of {self._held} and of {self._all} "
+                f"experts ({', '.join(str(count.gate) for count in fit)}): it may have been loaded whole or in part; "
+                "choose another num_experts_per_worker"
+            )
+        # A part of another number of experts is refused with the numbers, by the configuration.
+        other = (count for count in said if held and count.trust > Trust.BESIDE)
+        return next(iter(fit), next(other, None))
 
-def _stacked(block: nn.Module, gate: nn.Module, rows: set[int]) -> Iterator[StackedTensor]:
-    """Return the tensors of the modules with stacked experts, which have one of these numbers of rows."""
-    for prefix, module in block.named_modules():
-        own = [*module.named_parameters(recurse=False), *module.named_buffers(recurse=False)]
-        if module is gate or not any(tensor.dim() >= 3 and tensor.shape[0] in rows for _, tensor in own):
-            continue
-        for attribute, tensor in own:
-            if tensor.dim() and tensor.shape[0] in rows:
-                yield StackedTensor(f"{prefix}.{attribute}".lstrip("."), module, attribute)
+    def _check_rows(self, name: str, stacks: Sequence[Stack], loaded: int) -> None:
+        """Check that all large weights agree on what was loaded.
 
+        Raises:
+            ExpertsUnsupported: They do not.
+        """
+        weights = large_weights(stacks, self._all, self._granularity)
+        first = next(one for one in weights if one.tensor.shape[0] == loaded)
+        for other in weights:
+            count = other.tensor.shape[0]
+            counted = count in (self._held, self._all) or (stacks[0].experts and isinstance(other.tensor, nn.Parameter))
+            if count != loaded and counted:
+                raise ExpertsUnsupported(
+                    f"{name}: {first.name} has {loaded} rows, and {other.name} {count}: all stacked weights of a layer "
+                    f"have a row for each of its {self._all} experts, or all for each of the {self._held} that a rank "
+                    "stores; where one of them is no weight of experts, choose another num_experts_per_worker"
+                )
 
-def _layer(
-    block: nn.Module, name: str, num_experts: int, stacked: list[StackedTensor], granularity: int
-) -> ExpertLayer:
-    weights = [one for one in stacked if not is_small(_full_bytes(one.tensor, num_experts), granularity)]
-    small = [one for one in stacked if one not in weights]
-    users = list({id(one.module): one.module for one in stacked}.values())
-    return ExpertLayer(name or type(block).__name__, num_experts, block, users, weights, small)
+    def _check_features(self, name: str, stacked: Sequence[StackedTensor]) -> None:
+        """Check that what is shared of a layer that was loaded in part has rows for experts, not for features.
 
+        Raises:
+            ExpertsUnsupported: It may be either. Small tensors are told apart by their values, when they are gathered.
+        """
+        large = [one for one in stacked if not self._small(one, self._all)]
+        widths = {size for one in large if is_stacked(one.tensor) for size in one.tensor.shape[1:]}
+        for one in large:
+            if not is_stacked(one.tensor) and self._held in widths:
+                raise ExpertsUnsupported(
+                    f"{name}: {one.name} has {self._held} rows, as many as a rank stores experts, and as an expert has "
+                    "features: choose another num_experts_per_worker, or load all experts"
+                )
 
-def _reach(config: DwdpConfig) -> int:
-    return (config.dwdp_size - 1) * config.num_prefetch_experts + config.num_experts_per_worker
+    def _belongs(self, one: StackedTensor, num_experts: int, loaded: int) -> bool:
+        """Return whether a tensor of a module with stacked weights has a row for each expert."""
+        tensor = one.tensor
+        if not tensor.dim():
+            return False
+        # What is whole beside weights that are not is of no rank alone: small tensors may be loaded so.
+        return tensor.shape[0] == loaded or (tensor.shape[0] == num_experts and self._small(one, num_experts))
 
-
-def _whole(layer: ExpertLayer) -> bool:
-    return all(one.tensor.shape[0] == layer.num_experts for one in (*layer.weights, *layer.small))
-
-
-def _full_bytes(tensor: torch.Tensor, num_experts: int) -> int:
-    return tensor.nbytes // max(tensor.shape[0], 1) * num_experts
-
-
-def _reason(model: nn.Module) -> str:
-    """Say what the model has instead, where it is a kind that is known."""
-    for name, module in model.named_modules():
-        for child_name, child in module.named_children():
-            if isinstance(child, nn.ModuleList) and "expert" in child_name:
-                return f": {name}.{child_name} keeps {len(child)} experts apart, in modules of their own: stack them"
-            if "expert" in child_name and any(tensor.dim() >= 3 for tensor in child.parameters()):
-                shapes = ", ".join(f"{key} {tuple(value.shape)}" for key, value in child.named_parameters())
-                return f": {name}.{child_name} holds {shapes}"
-    return ""
+    def _small(self, one: StackedTensor, num_experts: int) -> bool:
+        return is_small(full_bytes(one.tensor, num_experts), self._granularity)
 
 
 def check_model(model: nn.Module) -> None:

@@ -1,23 +1,21 @@
 """Foreseeing a group: who holds which experts, how much memory that takes, and when fetching them is hidden.
 
 What a rank fetches of a layer takes R / B seconds: R bytes of the experts that it lacks, B the bandwidth that it gets
-from all peers together. Meanwhile it computes the experts of one layer and the attention of the next, T tokens at F
-FLOP each, with a rate of C FLOP a second. Fetching is hidden where
-
-    T · F / C ≥ R / B,    so from  T = R · C / (B · F)  tokens on.
-
-F is 6 · hidden · intermediate for each expert that a token goes through (three products), with the projections of
-attention where their shapes are known, and its scores where the prompts' length is given. Without them the count errs
-on the safe side. Where a layer was measured, its time for a token stands for F / C.
+from all peers together. Meanwhile it computes the experts of one layer and the attention of the next, which takes as
+long as a whole layer does: `layer_time.py` says how long. Fetching is hidden from as many tokens on as make that last
+R / B. What is not known is left out, attention where shapes are given alone, its scores without the length of prompts:
+computing is longer than foreseen then, and fewer tokens do. Where a layer was measured, that sets the scale.
 """
 
 import math
+from bisect import bisect_left
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
 from modelexpress.dwdp.config import DwdpConfig
+from modelexpress.dwdp.layer_time import LayerTime
 from modelexpress.dwdp.layout import WeightLayout, is_small
 from modelexpress.dwdp.pages import SLOTS
 from modelexpress.dwdp.partition import Lacked, Partition
@@ -33,6 +31,12 @@ H200_BANDWIDTH = 372e9
 H200_FLOPS = 490e12
 """FLOP a second of grouped matrix products in bfloat16 on an H200, for 8K to 32K tokens, top 8 of 128 experts."""
 
+H200_MEMORY_BANDWIDTH = 4.8e12
+"""Bytes a second of an H200's memory, by its data sheet. A copy within it reaches 4.2e12, read and written together."""
+
+TOKENS = tuple(1024 << step for step in range(7))
+"""Of a forward, for which times are shown."""
+
 
 @dataclass(frozen=True)
 class Speed:
@@ -41,21 +45,26 @@ class Speed:
     Args:
         bandwidth: Bytes a second from all peers together.
         flops: FLOP a second.
-        measured: Tokens, and the seconds that a layer took for them, attention included; in place of `flops`.
+        measured: Tokens, and the seconds that a layer took for them, attention included: times are scaled to that.
         prompt: Tokens of each prompt, for the scores of attention; 0: they are left out.
+        memory_bandwidth: Bytes a second of a rank's own memory.
 
     Raises:
-        ConfigurationError: A number is not positive.
+        ConfigurationError: A number is not positive, or none at all.
     """
 
     bandwidth: float = H200_BANDWIDTH
     flops: float = H200_FLOPS
     measured: tuple[int, float] | None = None
     prompt: int = 0
+    memory_bandwidth: float = H200_MEMORY_BANDWIDTH
 
     def __post_init__(self) -> None:
-        if min(self.bandwidth, self.flops, *(self.measured or (1,))) <= 0 or self.prompt < 0:
-            raise ConfigurationError("bandwidth, FLOP a second and what was measured are more than 0")
+        numbers = (self.bandwidth, self.flops, self.memory_bandwidth, *(self.measured or (1,)))
+        if not all(0 < number < math.inf for number in numbers):  # also what is not a number
+            raise ConfigurationError("bandwidth, FLOP a second and what was measured are more than 0, and finite")
+        if self.prompt < 0:
+            raise ConfigurationError(f"a prompt of {self.prompt} tokens: it has at least 1, or 0 leaves it out")
 
 
 @dataclass(frozen=True)
@@ -120,26 +129,33 @@ class Foresight:
         return self.remote / self.speed.bandwidth
 
     @property
-    def seconds_per_token(self) -> float | None:
-        """Computing the experts of a layer and the attention of the next; None where their shapes are not known."""
-        if self.speed.measured is not None:
-            tokens, seconds = self.speed.measured
-            return seconds / tokens
+    def attention_counted(self) -> bool:
+        """Whether what computing takes has attention in it: without, it lasts longer than foreseen."""
         work = self.shape.work
-        return work.per_token(self.speed.prompt) / self.speed.flops if work else None
+        return self.speed.measured is not None or (work is not None and work.attention > 0)
 
-    @property
+    def compute_seconds(self, tokens: int) -> float | None:
+        """Return the time of the experts of a layer and the attention of the next; None where that is not known."""
+        speed, work = self.speed, self.shape.work
+        if work is None:
+            return tokens * speed.measured[1] / speed.measured[0] if speed.measured else None
+        layer = LayerTime(work, self.shape.layers[0], speed.flops, speed.memory_bandwidth, speed.prompt)
+        scale = speed.measured[1] / layer.seconds(speed.measured[0]) if speed.measured else 1.0
+        return scale * layer.seconds(tokens)
+
+    @cached_property
     def hidden_from(self) -> int | None:
         """The fewest tokens of a rank's forward with which fetching is hidden; None where that is not known."""
-        each = self.seconds_per_token
-        return math.ceil(self.fetch_seconds / each) if each else None
+        if self.compute_seconds(1) is None:
+            return None
+        return bisect_left(range(1 << 60), self.fetch_seconds, key=lambda tokens: self.compute_seconds(tokens) or 0.0)
 
     def ratio(self, tokens: int) -> float | None:
         """Return the time of computing over that of fetching: below 1 the ranks wait for the link."""
-        each = self.seconds_per_token
-        if not each:
+        seconds = self.compute_seconds(tokens)
+        if seconds is None:
             return None
-        return tokens * each / self.fetch_seconds if self.remote else math.inf
+        return seconds / self.fetch_seconds if self.remote else math.inf
 
     def fields(self) -> dict[str, Any]:
         """Return all of it as an object for JSON; bytes, seconds, tokens."""
@@ -156,7 +172,12 @@ class Foresight:
             "remote_bytes_per_layer": self.remote,
             "bandwidth": self.speed.bandwidth,
             "seconds_to_hide": self.fetch_seconds,
-            "seconds_per_token": self.seconds_per_token,
+            "flops": self.speed.flops,
+            "memory_bandwidth": self.speed.memory_bandwidth,
+            "measured": self.speed.measured,
+            "prompt": self.speed.prompt,
+            "attention_counted": self.attention_counted,
+            "seconds_to_compute": {str(tokens): self.compute_seconds(tokens) for tokens in TOKENS},
             "hidden_from_tokens": self.hidden_from,
         }
 

@@ -4,9 +4,7 @@ from pathlib import Path
 from typing import Any
 
 from modelexpress.dwdp.chart import charted
-from modelexpress.dwdp.foresee import Foresight
-
-_TOKENS = tuple(1024 << step for step in range(7))
+from modelexpress.dwdp.foresee import TOKENS, Foresight
 
 
 def draw_foresight(path: Path, foreseen: Foresight) -> None:
@@ -38,16 +36,18 @@ def _memory(axes: Any, foreseen: Foresight) -> None:
 
 
 def _times(axes: Any, foreseen: Foresight) -> None:
-    fetch, each, crossing = foreseen.fetch_seconds * 1e3, foreseen.seconds_per_token, foreseen.hidden_from
+    fetch, crossing = foreseen.fetch_seconds * 1e3, foreseen.hidden_from
+    computing = [foreseen.compute_seconds(tokens) for tokens in TOKENS]
     axes.axhline(fetch, color="C1", label=f"fetching, {foreseen.speed.bandwidth / 1e9:g} GB/s")
     axes.set_title("Time of a layer")
     axes.set_xlabel("tokens of a rank's forward")
     axes.set_ylabel("milliseconds")
     axes.set_xscale("log", base=2)
-    axes.set_xticks(_TOKENS, [f"{tokens // 1024}K" for tokens in _TOKENS])
-    if each and crossing:
+    axes.set_xticks(TOKENS, [f"{tokens // 1024}K" for tokens in TOKENS])
+    if crossing:
         axes.set_yscale("log")
-        axes.plot(_TOKENS, [tokens * each * 1e3 for tokens in _TOKENS], color="C0", marker=".", label="computing")
+        named = "computing" if foreseen.attention_counted else "computing, without attention"
+        axes.plot(TOKENS, [1e3 * (seconds or 0.0) for seconds in computing], color="C0", marker=".", label=named)
         axes.axvline(crossing, color="0.5", linestyle="--", label=f"hidden from {crossing:,} tokens on")
     axes.grid(color="0.9")
     axes.legend(loc="lower right", edgecolor="none", framealpha=1)

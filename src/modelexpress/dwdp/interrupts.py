@@ -1,13 +1,18 @@
 """Interrupts that wait while half of something done would be worse than a little patience."""
 
+import select
 import signal
+import socket
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType
 from typing import Any
 
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
+MOMENT = 0.2
+"""Seconds that an interrupt waits for at most while others are waited for."""
 
 
 @contextmanager
@@ -41,3 +46,22 @@ def held_back() -> Iterator[Callable[[], None]]:
         for number, handler in found.items():
             signal.signal(number, handler)
         handle()
+
+
+def await_readable(link: socket.socket, seconds: float, meanwhile: Callable[[], object]) -> None:
+    """Return when there is something to read from a socket, or it has ended.
+
+    Args:
+        link: A socket.
+        seconds: To wait at most.
+        meanwhile: Is called every moment; what it raises ends the waiting.
+
+    Raises:
+        TimeoutError: There was nothing.
+    """
+    poll, end = select.poll(), time.monotonic() + seconds
+    poll.register(link, select.POLLIN)
+    while not poll.poll(1000 * max(min(MOMENT, end - time.monotonic()), 0)):
+        meanwhile()
+        if time.monotonic() >= end:
+            raise TimeoutError("timed out")

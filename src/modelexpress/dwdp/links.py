@@ -13,6 +13,7 @@ from functools import partial
 from pathlib import Path
 from typing import NamedTuple, TypeVar
 
+from modelexpress.dwdp.interrupts import await_readable
 from modelexpress.dwdp.ranks import Ranks, agreed_name
 from modelexpress.errors import DwdpError, RankLost
 
@@ -167,6 +168,7 @@ class Links:
                 undo.pop_all()
 
     def _receive(self, peer: int, link: socket.socket, count: int) -> list[int]:
+        self._guarded(peer, lambda: await_readable(link, self._deadline, self._ranks.meanwhile))
         data, found, flags, _ = self._guarded(
             peer, lambda: socket.recv_fds(link, 16, MOST_DESCRIPTORS, socket.MSG_CMSG_CLOEXEC)
         )

@@ -10,14 +10,15 @@ from torch import nn
 from modelexpress.dwdp.agreement import agree
 from modelexpress.dwdp.config import DwdpConfig
 from modelexpress.dwdp.find import check_model, find_layer, find_layers, numbered_layer
+from modelexpress.dwdp.guard import Guard, holders
 from modelexpress.dwdp.interrupts import held_back
 from modelexpress.dwdp.links import Links, telling_of_files
 from modelexpress.dwdp.machines import machine_of
 from modelexpress.dwdp.model import ExpertLayer
+from modelexpress.dwdp.own_modules import OwnModules
 from modelexpress.dwdp.prefetch import Observer, Prefetcher
 from modelexpress.dwdp.ranks import join
 from modelexpress.dwdp.setup import share
-from modelexpress.dwdp.shared_weight import SharedWeight
 from modelexpress.dwdp.streams import Machine
 from modelexpress.dwdp.undo import Undo
 from modelexpress.errors import DwdpError, ExpertsUnsupported
@@ -110,7 +111,8 @@ class DwdpManager:
         """Move this rank's experts into shared memory, map those of the others, and let parameters show all experts.
 
         All ranks call it. Afterwards every parameter of an added layer has a row for each expert of the model. A
-        second call does nothing. An interrupt (SIGINT, SIGTERM) takes effect behind a layer, not within.
+        second call does nothing. An interrupt (SIGINT, SIGTERM) takes effect behind a weight, or while others are
+        waited for.
 
         Args:
             model: Loaded, with this rank's experts or with all.
@@ -128,10 +130,10 @@ class DwdpManager:
             )
         machine, self.layers = agree(self._ranks, self.config, lambda: self._find(model))
         with held_back() as handle_interrupts:
-            self._undo = Undo()
+            self._undo, self._ranks.meanwhile = Undo(), handle_interrupts
             try:
                 with telling_of_files():
-                    self._running = self._share(machine, handle_interrupts)
+                    self._running = self._share(model, machine, handle_interrupts)
                 handle_interrupts()
             except BaseException as error:  # also an interrupt: set-up is all or nothing
                 self._running, self._failed = None, True
@@ -147,14 +149,15 @@ class DwdpManager:
         """Let the experts of a layer be computed when they are there.
 
         Args:
-            module: Whose parameters of the weights' names show the full tensors afterwards, if they did not.
+            module: Whose parameters of the names of the layer's stacked tensors show all experts afterwards, if they
+                did not: weights and what is small beside them.
             layer: Its number.
 
         Raises:
             RankLost: Another rank ended.
+            DwdpError: The layer was not added, or a parameter of `module` may stand for several tensors.
         """
-        for weight in self._active().weights[self._positions[layer]]:
-            weight.show(module)
+        self._active().own_modules.show(module, self._position(layer))
         self.wait(layer)
 
     def wait(self, layer: int) -> None:
@@ -162,14 +165,19 @@ class DwdpManager:
 
         Raises:
             RankLost: Another rank ended.
+            DwdpError: The layer was not added.
         """
-        active = self._active()
+        active, position = self._active(), self._position(layer)
         active.links.check()
-        active.prefetcher.wait(self._positions[layer])
+        active.prefetcher.wait(position)
 
     def record_compute_and_prefetch_next(self, layer: int) -> None:
-        """Say that the kernels of a layer's experts are enqueued: the next layer of its slot is fetched after them."""
-        self._active().prefetcher.release(self._positions[layer])
+        """Say that the kernels of a layer's experts are enqueued: the next layer of its slot is fetched after them.
+
+        Raises:
+            DwdpError: The layer was not added.
+        """
+        self._active().prefetcher.release(self._position(layer))
 
     def cleanup(self) -> None:
         """Give everything back: parameters have storage of their own again, with what was loaded. Twice is allowed.
@@ -206,22 +214,43 @@ class DwdpManager:
             self._running = None
             undo.run(cause)
 
-    def _share(self, machine: Machine, handle_interrupts: Callable[[], None]) -> "_Running":
+    def _share(self, model: nn.Module, machine: Machine, handle_interrupts: Callable[[], None]) -> "_Running":
         links = Links(self._ranks, self._deadline)
         self._undo.add(links.close)
         shared = share(self.layers, self.config, self._ranks, links, machine, self._undo, handle_interrupts)
         self._positions = {layer: position for position, layer in enumerate(sorted(self._added))}
+        own_modules = self._guarded(model)
         prefetcher = Prefetcher(machine, shared.copies, self._observer)
         self._undo.add(prefetcher.close)
         handle_interrupts()
         self._ranks.gather(True)  # the others read this rank's memory from now on
         links.watch()
-        return _Running(prefetcher, links, shared.weights)
+        return _Running(prefetcher, links, own_modules)
+
+    def _guarded(self, model: nn.Module) -> OwnModules:
+        """Refuse from now on what would take the model for a whole, also through an engine's own modules."""
+        guard = Guard()
+        self._undo.add(guard.close)
+        guard.modules(holders(model, self.layers))
+        for layer in self.layers:
+            for weight in layer.weights:
+                guard.tensor(weight.tensor, f"{layer.name}: {weight.name}")
+        own_modules = OwnModules(self.layers, self.config.num_experts_per_worker, guard)
+        self._undo.add(own_modules.close)
+        return own_modules
 
     def _active(self) -> "_Running":
         if self._running is None:
             raise DwdpError("no model was set up: call setup(model) first")
         return self._running
+
+    def _position(self, layer: int) -> int:
+        """Return a layer's place in the order of use."""
+        try:
+            return self._positions[layer]
+        except KeyError:
+            known = ", ".join(map(str, self._positions))
+            raise DwdpError(f"layer {layer} was not added before setup, only {known}: add_layer names each") from None
 
     def _find(self, model: nn.Module) -> tuple[Machine, list[ExpertLayer]]:
         machine = self._machine or machine_of(model)
@@ -251,4 +280,4 @@ class _Running(NamedTuple):
 
     prefetcher: Prefetcher
     links: Links
-    weights: list[list[SharedWeight]]
+    own_modules: OwnModules

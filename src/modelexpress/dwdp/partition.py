@@ -49,8 +49,10 @@ class Partition:
         """Return the partition in which a rank stores least.
 
         Raises:
-            PartitionInvalid: There are fewer experts than ranks.
+            PartitionInvalid: There are fewer experts than ranks, or no ranks.
         """
+        if size < 1:
+            raise PartitionInvalid(f"dwdp_size={size}: a group has at least 2 ranks")
         if num_experts < size:
             raise PartitionInvalid(
                 f"{num_experts} experts are too few for dwdp_size={size} ranks: {_fewer_ranks(num_experts)}"

@@ -1,8 +1,11 @@
-"""Moving the experts of a model into shared memory: weight by weight, so that it takes one layer of extra memory."""
+"""Moving the experts of a model into shared memory.
+
+Weight by weight, so that never more than one is there twice: its original storage is freed when all ranks have met its
+copies, and before the next one is moved. Not earlier: a weight that was loaded whole is given back from those copies.
+"""
 
 import os
 from collections.abc import Callable, Sequence
-from contextlib import ExitStack
 from typing import NamedTuple
 
 from modelexpress.dwdp.config import DwdpConfig
@@ -15,6 +18,7 @@ from modelexpress.dwdp.shared_weight import SharedWeight
 from modelexpress.dwdp.small import gather_small
 from modelexpress.dwdp.streams import Copy, Machine
 from modelexpress.dwdp.undo import Undo
+from modelexpress.memory.vmm import Physical
 
 
 class Shared(NamedTuple):
@@ -42,7 +46,7 @@ def share(
         links: Carry descriptors.
         machine: Makes memory, and copies.
         undo: Gets a step for everything that was done.
-        between: Is called behind each layer.
+        between: Is called behind each weight.
 
     Raises:
         DeviceError: There is not enough memory.
@@ -59,8 +63,12 @@ def share(
     pool = _pool(weights, machine)
     undo.add(pool.close)
     for position, layer in enumerate(weights):
-        _share_layer(layer, slot_of(position), pool, links, machine, undo)
-        between()
+        taken = 0
+        for weight in layer:
+            pages = weight.layout.pages
+            _share_weight(weight, pool.take(slot_of(position), taken, pages), links, machine, undo)
+            taken += pages
+            between()
     ranks.gather(True)  # all own memory is filled
     machine.compute().copy_all([copy for layer in weights for weight in layer for copy in weight.edges()])
     machine.compute().finish()
@@ -74,29 +82,16 @@ def _pool(weights: Sequence[Sequence[SharedWeight]], machine: Machine) -> PagePo
     return PagePool(machine.vmm, page_bytes, pages)
 
 
-def _share_layer(
-    layer: Sequence[SharedWeight], slot: int, pool: PagePool, links: Links, machine: Machine, undo: Undo
-) -> None:
-    taken = 0
-    with ExitStack() as sent:
-        own = []
-        for weight in layer:
-            own.append(weight.move(machine, pool.take(slot, taken, weight.layout.pages), undo))
-            sent.callback(os.close, own[-1])
-            taken += weight.layout.pages
+def _share_weight(weight: SharedWeight, pages: Sequence[Physical], links: Links, machine: Machine, undo: Undo) -> None:
+    own = weight.move(machine, pages, undo)
+    try:
         # What peers map is complete: one that takes everything back reads it, whatever happens here.
         machine.compute().finish()
-        received = links.swap(own)
-    unused = {descriptor for descriptors in received.values() for descriptor in descriptors}
-    try:
-        for number, weight in enumerate(layer):
-            descriptors = {peer: found[number] for peer, found in received.items()}
-            unused -= set(descriptors.values())
-            weight.meet(machine, descriptors, undo)
+        received = links.swap([own])
     finally:
-        for descriptor in unused:
-            os.close(descriptor)
-    machine.trim()
+        os.close(own)
+    weight.meet(machine, {peer: descriptor for peer, [descriptor] in received.items()}, undo)
+    machine.trim()  # the next one finds the room of this one's original storage
 
 
 def _lanes(layer: Sequence[SharedWeight], config: DwdpConfig, ranks: Ranks) -> list[list[Copy]]:

@@ -54,19 +54,30 @@ class LayerShape:
 
 @dataclass(frozen=True)
 class Work:
-    """Arithmetic of one layer for one token, in FLOP; a multiplication and an addition are two.
+    """What one layer takes for one token: arithmetic in FLOP, a multiplication and an addition are two; and traffic.
 
     Args:
         experts: Those that a token goes through, shared ones included.
         attention: Projections of attention; 0 where they are not known.
         per_key: Attention, for each key that a token looks at.
         window: Keys that it looks at, at most; None: all before it.
+        routed: Experts that a gate sends it to: as many rows of grouped products.
+        row: Of `experts`, what one of those takes.
+        carried: Bytes that it moves through memory between products.
     """
 
     experts: float
     attention: float = 0.0
     per_key: float = 0.0
     window: int | None = None
+    routed: int = 0
+    row: float = 0.0
+    carried: float = 0.0
+
+    @property
+    def other_weights(self) -> float:
+        """Bytes of the weights that all tokens share: a weight of 16 bits has two bytes and takes two FLOP."""
+        return self.experts - self.routed * self.row + self.attention
 
     def per_token(self, prompt: int = 0) -> float:
         """Return the arithmetic of a token, on average over a prompt.
@@ -129,6 +140,20 @@ def gated_experts(
 def gated_flop(hidden: int, intermediate: int, experts: float) -> float:
     """Return the arithmetic of a token that goes through so many experts with a gate: 3 products, 2 FLOP a weight."""
     return 2 * 3 * hidden * intermediate * experts
+
+
+def carried_bytes(hidden: int, inner: int, routed: int) -> int:
+    """Return what a token moves through memory between products, in 16 bits.
+
+    Two norms read and write it, two residuals read two and write one. It is read once and written for each of its
+    experts, and the other way round behind them. Gates read two features for each that they write.
+
+    Args:
+        hidden: Features of a token.
+        inner: Features within all experts that it goes through.
+        routed: Experts that a gate sends it to.
+    """
+    return 2 * (hidden * (2 * 2 + 2 * 3 + 2 * (routed + 1)) + 3 * inner)
 
 
 def _stored(

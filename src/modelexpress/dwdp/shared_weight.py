@@ -1,20 +1,21 @@
 """One stacked weight that the ranks of a group share: what this rank holds, and what it reads from the others."""
 
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from functools import cached_property
 
 import torch
-from torch import nn
 
 from modelexpress.dwdp.buffers import PeerExperts, WeightBuffer
+from modelexpress.dwdp.guard import REASON
 from modelexpress.dwdp.layout import WeightLayout
-from modelexpress.dwdp.model import StackedTensor, WeightSpec, bind
+from modelexpress.dwdp.model import StackedTensor, WeightSpec
 from modelexpress.dwdp.partition import Partition
 from modelexpress.dwdp.streams import Copy, Machine
 from modelexpress.dwdp.undo import Undo
 from modelexpress.dwdp.views import tensor_at
 from modelexpress.errors import DeviceError
+from modelexpress.memory.changing import announce, withdraw
 from modelexpress.memory.vmm import Physical
 
 
@@ -42,7 +43,6 @@ class SharedWeight:
         self._granularity = granularity
         self._buffer: WeightBuffer | None = None
         self._peers: dict[int, PeerExperts] = {}
-        self._shown: list[tuple[torch.Tensor, torch.Tensor]] = []
 
     @property
     def address(self) -> int:
@@ -92,6 +92,8 @@ class SharedWeight:
         finally:
             for _, descriptor in waiting:
                 os.close(descriptor)
+        undo.add(lambda: withdraw(self.address))
+        announce(self.address, self.layout.tensor_bytes, REASON)
         undo.add(lambda: self._restore(machine))
         self._weight.bind(self.full)
 
@@ -100,19 +102,6 @@ class SharedWeight:
         size = self.spec.expert_bytes // self._dtype.itemsize
         shape, stride = (self.spec.num_experts, *self.spec.expert_shape), (size, *self.spec.expert_stride)
         return tensor_at(self.address, shape, stride, self._dtype, self._device)
-
-    def show(self, module: nn.Module) -> None:
-        """Let a module's parameter of this weight's name show the full tensor, until all is given back.
-
-        Args:
-            module: Computes with it. Where it has a parameter of that name for something else, that stays as it is.
-        """
-        tensor = getattr(module, self._weight.attribute, None)
-        if not isinstance(tensor, torch.Tensor) or tensor.data_ptr() == self.address:
-            return
-        if tensor.dtype == self._dtype and tensor.shape[1:] == self.spec.expert_shape:
-            self._shown.append((tensor, tensor.data))
-            bind(tensor, self.full)
 
     def edges(self) -> list[Copy]:
         """Return the copies that complete the first and last unit of own memory: once is enough."""
@@ -144,10 +133,10 @@ class SharedWeight:
 
         try:
             with machine.here():
-                self._let_go(restored)
+                self._weight.bind(restored)
         except BaseException:
             # What it shows now is about to go: who touched it would be killed.
-            self._let_go(lambda: self._fresh(0))
+            self._weight.bind(lambda: self._fresh(0))
             raise
 
     def _copies_back(self, address: int) -> list[Copy]:
@@ -173,13 +162,6 @@ class SharedWeight:
                 f"{self.spec.layer}: {self.spec.name} was given back, but there is no room for {rows} experts of "
                 f"its own: it is empty now; load it again ({error})"
             ) from error
-
-    def _let_go(self, make: Callable[[], torch.Tensor]) -> None:
-        """Let the parameter show another tensor than that of all experts."""
-        self._weight.bind(make)
-        while self._shown:
-            shown, before = self._shown.pop()
-            shown.data = before
 
     def _layout_of(self, rank: int) -> WeightLayout:
         held = self._partition.held(rank)

@@ -1,4 +1,8 @@
-"""Small tensors with a row for each expert (biases, scales): every rank keeps them whole."""
+"""Small tensors with a row for each expert (biases, scales, a gate's correction): every rank keeps them whole.
+
+Where a layer was loaded in part, a tensor with as many rows as a rank stores is taken for such a one. The ranks' values
+tell where that is mistaken: what all of them have alike, though its rows differ, is no part of anything.
+"""
 
 from collections.abc import Sequence
 from typing import cast
@@ -16,7 +20,7 @@ def gather_small(layers: Sequence[ExpertLayer], partitions: Sequence[Partition],
     """Complete the small tensors of all layers that were loaded with this rank's experts only.
 
     Raises:
-        ExpertsUnsupported: Two ranks that hold the same expert have different values for it.
+        ExpertsUnsupported: Two ranks that hold the same expert have different values for it, or all have the same.
         RankLost: A rank ended, or did not answer within the deadline.
     """
     for layer, partition in zip(layers, partitions, strict=True):
@@ -24,8 +28,31 @@ def gather_small(layers: Sequence[ExpertLayer], partitions: Sequence[Partition],
         gathered = ranks.gather([_bytes(small.tensor.data.cpu()) for small in cut])
         for small, *parts in zip(cut, *gathered, strict=True):
             rows = [part.view(small.tensor.dtype) for part in cast(list[torch.Tensor], parts)]
-            full = _joined(f"{layer.name}: {small.name}", rows, partition)
+            name = f"{layer.name}: {small.name}"
+            if _is_alike(rows, _widths(layer)):
+                raise ExpertsUnsupported(
+                    f"{name} has {partition.per_rank} rows, as many as a rank stores experts, and they are the same on "
+                    "all ranks: either it has none for each expert, then choose another num_experts_per_worker or load "
+                    "all experts, or all ranks have loaded the same experts"
+                )
+            full = _joined(name, rows, partition)
             _bind(small, full, undo)
+
+
+def _widths(layer: ExpertLayer) -> set[int]:
+    """Return the sizes of a layer's experts: a tensor with so many rows may have them for features of a token."""
+    return {size for weight in layer.weights for size in weight.tensor.shape[1:]}
+
+
+def _is_alike(rows: Sequence[torch.Tensor], widths: set[int]) -> bool:
+    """Return whether what the ranks have is one and the same tensor.
+
+    One whose rows are all the same, such as zeros, may be any part of a larger one.
+    """
+    first = rows[0]
+    if not all(_same(first, other) for other in rows[1:]):
+        return False
+    return len(first) in widths or not _same(first, first[:1].expand_as(first))
 
 
 def _joined(name: str, rows: Sequence[torch.Tensor], partition: Partition) -> torch.Tensor:

@@ -1,9 +1,12 @@
 """Virtual memory management of host memory: memfd, and mmap at chosen addresses. What runs where there is no GPU."""
 
 import ctypes
+import errno
 import fcntl
 import mmap
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 from modelexpress.errors import DeviceError
 from modelexpress.memory.vmm import Physical, Vmm
@@ -13,6 +16,11 @@ _NO_ACCESS = 0  # PROT_NONE, which the module mmap lacks
 _MAP_FIXED = 0x10
 _RESERVED = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | _MAP_NORESERVE
 _SEALS = fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SEAL
+_REMEDIES = {
+    errno.ENOMEM: "free memory of the host or the container, or raise `ulimit -v` and vm.max_map_count",
+    errno.ENFILE: "the host may open no more files: raise fs.file-max",
+    errno.EFBIG: "raise `ulimit -f`",
+}
 
 _libc = ctypes.CDLL(None, use_errno=True)
 _mmap = _libc.mmap
@@ -57,13 +65,14 @@ class HostVmm(Vmm):
 
     def create(self, nbytes: int) -> Physical:
         self._check(nbytes)
-        descriptor = os.memfd_create("modelexpress-vmm", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
-        try:
-            os.ftruncate(descriptor, nbytes)
-            fcntl.fcntl(descriptor, fcntl.F_ADD_SEALS, _SEALS)
-        except OSError as error:
-            os.close(descriptor)
-            raise DeviceError(f"{nbytes} bytes of host memory cannot be made: {error}") from error
+        with _told(f"make {nbytes} bytes"):
+            descriptor = os.memfd_create("modelexpress-vmm", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
+            try:
+                os.ftruncate(descriptor, nbytes)
+                fcntl.fcntl(descriptor, fcntl.F_ADD_SEALS, _SEALS)
+            except OSError:
+                os.close(descriptor)
+                raise
         return Physical(descriptor)
 
     def release(self, physical: Physical) -> None:
@@ -84,7 +93,8 @@ class HostVmm(Vmm):
         _done("allow", _mprotect(address, nbytes, mmap.PROT_READ | mmap.PROT_WRITE))
 
     def export(self, physical: Physical) -> int:
-        return os.dup(physical)
+        with _told("export memory"):
+            return os.dup(physical)
 
     def import_physical(self, descriptor: int, nbytes: int) -> Physical:
         try:
@@ -94,7 +104,8 @@ class HostVmm(Vmm):
             raise DeviceError(f"the descriptor is no shared memory: {error}") from error
         if not sealed or os.fstat(descriptor).st_size != nbytes:
             raise DeviceError(f"the descriptor is not that of {nbytes} bytes of shared memory that keep their size")
-        return Physical(os.dup(descriptor))
+        with _told("import memory"):
+            return Physical(os.dup(descriptor))
 
     def _check(self, *numbers: int) -> None:
         for number in numbers:
@@ -105,10 +116,29 @@ class HostVmm(Vmm):
 def _mapped(what: str, address: int | None, nbytes: int, protection: int, flags: int, descriptor: int) -> int:
     found = _mmap(address, nbytes, protection, flags, descriptor, 0)
     if found is None or found == _FAILED:
-        raise DeviceError(f"the kernel does not {what} {nbytes} bytes: {os.strerror(ctypes.get_errno())}")
+        raise _refusal(f"{what} {nbytes} bytes", ctypes.get_errno())
     return int(found)
 
 
 def _done(what: str, status: int) -> None:
     if status:
-        raise DeviceError(f"the kernel does not {what} memory: {os.strerror(ctypes.get_errno())}")
+        raise _refusal(f"{what} memory", ctypes.get_errno())
+
+
+@contextmanager
+def _told(what: str) -> Iterator[None]:
+    """Say what the kernel refuses within a block. That the process has too many files open goes through as it is.
+
+    What helps against that depends on who opens them.
+    """
+    try:
+        yield
+    except OSError as error:
+        if error.errno == errno.EMFILE:
+            raise
+        raise _refusal(what, error.errno or 0) from error
+
+
+def _refusal(what: str, number: int) -> DeviceError:
+    remedy = _REMEDIES.get(number)
+    return DeviceError(f"the kernel does not {what}: {os.strerror(number)}" + (f" ({remedy})" if remedy else ""))

@@ -1,7 +1,7 @@
 """Waiting for a source, no longer than asked: nobody knows whether there will ever be one."""
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields, replace
 
 from modelexpress.client import Client
@@ -15,13 +15,22 @@ _PAUSE = 0.2
 """Seconds between two questions."""
 
 
-def await_source(identity: SourceIdentity, rank: int, settings: Settings) -> None:
+Sizeless = Callable[[SourceIdentity], SourceIdentity]
+"""Returns an identity without what its extra parameters say of sizes and ranks."""
+
+
+def _as_it_is(identity: SourceIdentity) -> SourceIdentity:
+    return identity
+
+
+def await_source(identity: SourceIdentity, rank: int, settings: Settings, sizeless: Sizeless = _as_it_is) -> None:
     """Return once the registry lists a ready source, which may be at once.
 
     Args:
         identity: What is wanted.
         rank: Of this worker within its replica.
         settings: The registry, and `source_query_timeout`, the seconds to wait; 0: the registry is asked once.
+        sizeless: For identities that speak of sizes in extra parameters, too.
 
     Raises:
         NoSourceFound: There is none; the message names the sizes of those that differ in their sizes alone.
@@ -32,7 +41,7 @@ def await_source(identity: SourceIdentity, rank: int, settings: Settings) -> Non
         while not _listed(client, identity, rank, end):
             left = end - time.monotonic()
             if left <= 0:
-                raise NoSourceFound(_nobody(client, identity, rank, settings.source_query_timeout))
+                raise NoSourceFound(_nobody(client, identity, rank, settings.source_query_timeout, sizeless))
             time.sleep(min(_PAUSE, left))
 
 
@@ -59,19 +68,24 @@ class Sizes:
         )
 
 
-def other_sizes(client: Client, identity: SourceIdentity) -> tuple[Sizes, ...]:
+def other_sizes(client: Client, identity: SourceIdentity, sizeless: Sizeless = _as_it_is) -> tuple[Sizes, ...]:
     """Return the other sizes in which the very same weights are offered.
 
     Sources that differ in anything else, such as the dtype or an extra parameter, are of no use at any size.
 
+    Args:
+        client: Of the registry.
+        identity: What is wanted.
+        sizeless: As for `await_source`.
+
     Raises:
         RegistryError: The registry could not be asked.
     """
-    own = Sizes.of(identity)
+    own, wanted = Sizes.of(identity), sizeless(identity).source_id
     refs = client.list_sources(status=SourceStatus.READY, model_name=identity.model_name)
     records = (client.get(source_id, ref.worker_id) for source_id, ref in {ref.source_id: ref for ref in refs}.items())
     others = [record[1] for record in records if record is not None]
-    found = {Sizes.of(other) for other in others if own.applied_to(other).source_id == identity.source_id}
+    found = {Sizes.of(other) for other in others if sizeless(own.applied_to(other)).source_id == wanted}
     return tuple(sorted(found - {own}))
 
 
@@ -84,10 +98,10 @@ def _listed(client: Client, identity: SourceIdentity, rank: int, end: float) -> 
         return False  # it may be starting as well
 
 
-def _nobody(client: Client, identity: SourceIdentity, rank: int, waited: float) -> str:
+def _nobody(client: Client, identity: SourceIdentity, rank: int, waited: float, sizeless: Sizeless) -> str:
     what = f"'{identity.model_name}' ({identity.source_id}) rank {rank}"
     try:
-        sizes = other_sizes(client, identity)
+        sizes = other_sizes(client, identity, sizeless)
     except RegistryError:
         sizes = ()
     if not sizes:

@@ -9,6 +9,7 @@ import numpy.typing as npt
 import torch
 
 from modelexpress.errors import UnsupportedModel
+from modelexpress.memory.changing import anything_changes, first_changing
 from modelexpress.transfer import manifest
 from modelexpress.wire.tensors import Flags, Integers, Layout
 
@@ -96,11 +97,13 @@ def catalogue(model: Model) -> Catalogue:
 
     Raises:
         UnsupportedModel: A tensor has no plain strided memory: sparse, quantised by torch's own scheme, or a
-            wrapper around other tensors.
+            wrapper around other tensors; or its content changes by itself, as that of experts that ranks share.
     """
     names, tensors, transient = _tensors(model)
     _check_names(names)
     kinds, kind_index = _kinds(names, tensors)
+    if anything_changes():
+        _check_lasting(names, tensors, kinds, kind_index)
     persistent = np.ones(len(names), np.bool_)
     persistent[transient] = False
     return Catalogue(
@@ -196,6 +199,23 @@ def _memories(tensors: Sequence[torch.Tensor], kinds: Sequence[Kind], kind_index
     numbers: dict[tuple[int, int], int] = {}
     keys = zip(places.tolist(), kind_index.tolist(), strict=True)
     return np.array([numbers.setdefault(key, len(numbers)) for key in keys], np.int64)
+
+
+def _check_lasting(
+    names: Sequence[str], tensors: Sequence[torch.Tensor], kinds: Sequence[Kind], kind_index: Integers
+) -> None:
+    reaches = np.array([0 if kind.is_meta else _reach(kind) for kind in kinds], np.int64)[kind_index]
+    if (found := first_changing(addresses_of(tensors), reaches)) is not None:
+        position, reason = found
+        raise UnsupportedModel(f"tensor '{names[position]}' {reason}")
+
+
+def _reach(kind: Kind) -> int:
+    """Return the bytes from a tensor's first element to the end of its last, gaps included."""
+    shape, strides = kind.layout.shape, kind.layout.strides
+    if not kind.layout.nbytes:
+        return 0
+    return (1 + sum((size - 1) * step for size, step in zip(shape, strides, strict=True))) * kind.dtype.itemsize
 
 
 def _check_names(names: Sequence[str]) -> None:

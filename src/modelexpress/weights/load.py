@@ -42,7 +42,8 @@ def load(
         identity: What the weights are.
         rank: Of this worker within its replica.
         registry: HOST:PORT of the registry; None takes it from the environment.
-        storage: A checkpoint folder; None leaves storage out.
+        storage: A checkpoint folder; None leaves storage out. That of a model of transformers may hold experts one by
+            one, as transformers writes it.
         native: Fills the model in its own way, and raises what it likes; None leaves it out.
         device: Where tensors on the meta device get their memory.
         worker: Makes this process a source, too: of what has arrived while the rest is on its way, and of the model
@@ -80,7 +81,7 @@ def load(
     registry = registry or settings.registry
     strategies: list[Strategy] = [PeerStrategy(identity, rank, registry, settings, worker=worker)]
     if storage is not None:
-        strategies.append(StorageStrategy(Path(storage)))
+        strategies.append(StorageStrategy(Path(storage), model))
     if native is not None:
         strategies.append(NativeStrategy(native))
     with journal.stage("catalogue"):

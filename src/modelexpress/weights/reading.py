@@ -5,6 +5,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Protocol
 
+from modelexpress.errors import TransportUnavailable
 from modelexpress.peer import Upstream
 from modelexpress.settings import Settings
 from modelexpress.transfer.ledger import Ledger
@@ -90,25 +91,27 @@ class Reading:
             with self.journal.stage("manifest"):
                 manifest = upstream.client.manifest(upstream.lease.grant)
             with self.journal.stage("plan"):
-                plans = self._plan(manifest, upstream)
+                destinations, plans = self._plan(manifest, upstream)
             self.journal.nbytes = sum(plan.nbytes + plan.kept_bytes for plan in plans.values())
             self.journal.kept_bytes = sum(plan.kept_bytes for plan in plans.values())
-            self._copy_all(plans, connections, manifest, upstream)
+            self._copy_all(destinations, plans, connections, manifest, upstream)
         self.journal.source = upstream.member.worker_id
 
-    def _plan(self, manifest: Manifest, upstream: Upstream) -> dict[int | None, Plan]:
+    def _plan(self, manifest: Manifest, upstream: Upstream) -> tuple[Destinations, dict[int | None, Plan]]:
         client, grant = upstream.client, upstream.lease.grant
         read_file = functools.cache(functools.partial(client.file, grant))
         destinations = self.room.open(manifest, read_file)
         self.ledger.forget_tensors(self.room.staged)
-        plans = {}
-        for device, places in destinations.items():
-            first, most = self._batch_bytes(device, grant.bytes_per_second)
-            plans[device] = make_plan(manifest, places, self.ledger, most, first_bytes=first)
+        plans = {device: self._plan_of(device, manifest, destinations, upstream) for device in destinations}
         if self.passing_on:
             files = {file.path: read_file(file) for file in manifest.files}
             self.passing_on.open(manifest, files, [batch.pieces for p in plans.values() for batch in p.batches])
-        return plans
+        return destinations, plans
+
+    def _plan_of(self, device: int | None, manifest: Manifest, destinations: Destinations, upstream: Upstream) -> Plan:
+        """Plan what the ledger lacks of one device, or of the host."""
+        first, most = self._batch_bytes(device, upstream.lease.grant.bytes_per_second)
+        return make_plan(manifest, destinations[device], self.ledger, most, first_bytes=first)
 
     def _batch_bytes(self, device: int | None, rate: int) -> tuple[int, int]:
         """Return how much travels together, at first and at most: little where the rate is limited, to be even."""
@@ -118,9 +121,14 @@ class Reading:
         return min(first, most), most
 
     def _copy_all(
-        self, plans: Mapping[int | None, Plan], connections: Connections, manifest: Manifest, upstream: Upstream
+        self,
+        destinations: Destinations,
+        plans: Mapping[int | None, Plan],
+        connections: Connections,
+        manifest: Manifest,
+        upstream: Upstream,
     ) -> None:
-        """Execute the plans, device by device."""
+        """Execute the plans, device by device, over the next transport where one fails on the way."""
         lease, done = upstream.lease, 0
         feed = Feed(
             upstream.member.worker_id,
@@ -130,11 +138,15 @@ class Reading:
         )
         for device, plan in plans.items():
             with self.journal.stage("connect"):
-                opened = connections[device].result()
-            self.journal.transport = opened.transport.name
+                opened = connections.get(device)
             self.journal.notes += [f"{name}: {reason}" for name, reason in opened.skipped]
-            self._copy(plan, device, opened, manifest, upstream, feed, done)
-            done += plan.nbytes + plan.kept_bytes
+            total, left = plan.nbytes + plan.kept_bytes, plan
+            while (failure := self._copy(left, device, opened, manifest, upstream, feed, done)) is not None:
+                self.journal.notes.append(f"{opened.transport.name} did not get through: {failure}")
+                with self.journal.stage("connect"):
+                    opened = connections.go_on(device, failure)
+                left = self._plan_of(device, manifest, destinations, upstream)
+            done += total
 
     def _copy(
         self,
@@ -145,9 +157,13 @@ class Reading:
         upstream: Upstream,
         feed: Feed,
         done: int,
-    ) -> None:
-        """Execute the plan of one device, or of the host; `done` bytes of other plans are in place."""
+    ) -> TransportUnavailable | None:
+        """Execute the plan of one device, or of the host; `done` bytes of other plans are in place.
+
+        Returns why the transport turned out not to work with this source; what has arrived is in the ledger.
+        """
         lease = upstream.lease
+        self.journal.transport = opened.transport.name
 
         def advance(verified: int) -> None:
             lease.verified_bytes = done + verified
@@ -158,21 +174,27 @@ class Reading:
                 self.passing_on.verified(chunk_numbers(manifest, pieces))
                 lease.verified_chunks = self.passing_on.chunks
 
-        result = pull(
-            plan,
-            opened.reader,
-            manifest,
-            self.ledger,
-            feed=feed,
-            timeout=self.settings.transfer_timeout,
-            device=device,
-            verify=self.verify,
-            progress=advance,
-            verified=pass_on,
-        )
+        try:
+            result = pull(
+                plan,
+                opened.reader,
+                manifest,
+                self.ledger,
+                feed=feed,
+                timeout=self.settings.transfer_timeout,
+                device=device,
+                verify=self.verify,
+                progress=advance,
+                verified=pass_on,
+            )
+        except TransportUnavailable as error:
+            return error
         self.journal.stages.append(Stage(COPY, result.seconds, result.nbytes))
+        if advice := opened.reader.advice():
+            self.journal.notes.append(advice)
         if self.journal.measures and self.journal.nbytes >= _WORTH_MEASURING:
             offers = {offer.name: offer.descriptor for offer in lease.grant.transports}
             with self.journal.aside():
                 self.journal.limit = opened.reader.limit() or opened.transport.limit(offers[opened.transport.name])
         opened.reader.close()
+        return None

@@ -22,7 +22,7 @@ from modelexpress.transfer.manifest import Manifest, Scope
 from modelexpress.transfer.seal import seal
 from modelexpress.weights.catalog import catalogue
 from modelexpress.weights.parting import SMALL_BYTES
-from modelexpress.weights.rank_tensors import every_part
+from modelexpress.weights.rank_tensors import every_part, rank_tensors
 from modelexpress.weights.settle import settle
 
 logger = logging.getLogger(__name__)
@@ -101,30 +101,39 @@ class UnprocessedSource:
 
 def offer_unprocessed(
     model: torch.nn.Module,
-    tensors: dict[str, torch.Tensor],
     identity: SourceIdentity,
-    rank: int,
+    rank: int = 0,
     *,
     worker: Worker,
-    settings: Settings,
+    tensors: Mapping[str, torch.Tensor] | None = None,
+    settings: Settings | None = None,
 ) -> UnprocessedSource:
-    """Make this process a source of tensors as they are now, whatever is done to their model afterwards.
+    """Make this process a source of a model's tensors as they are now, whatever is done to the model afterwards.
 
-    When this returns, digests are computed: what is written later can never be taken for what was offered.
+    When this returns, digests are computed: what is written later can never be taken for what was offered. Targets
+    fill `rank_tensors` of their own model with `load`, before they process it as this process does.
 
     Args:
         model: What is in host memory moves to where other processes can read it; its tensors stay the same objects.
-        tensors: What is offered of it, by name (`rank_tensors`).
-        identity: What they are.
+        identity: What the weights are; targets with an equal identity get them.
         rank: Of this worker within its replica.
         worker: Of this process.
-        settings: Sizes and timeouts.
+        tensors: What is offered of the model, by name; None: `rank_tensors(model)`.
+        settings: Sizes and timeouts; read from the environment when None.
 
     Raises:
         UnsupportedModel: A tensor cannot be offered.
         ConfigurationError: The worker is closed, or offers this identity already.
         TransportError: The memory cannot be offered.
+
+    Example:
+        >>> source = offer_unprocessed(model, identity, worker=worker)  # doctest: +SKIP
+        >>> process(model)  # doctest: +SKIP
+        >>> source.after_processing()  # doctest: +SKIP
+        ()
     """
+    settings = settings or Settings.read()
+    tensors = rank_tensors(model) if tensors is None else tensors
     settle(catalogue(every_part(model)))
     # The engine may give its parameters other memory: these keep what they have.
     offered = {

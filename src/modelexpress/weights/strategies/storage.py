@@ -1,6 +1,7 @@
 """Weights from storage: a checkpoint folder of safetensors files, memory-mapped."""
 
-from dataclasses import dataclass, replace
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -8,15 +9,18 @@ import torch
 
 from modelexpress.errors import CheckpointError
 from modelexpress.memory import memory_view
-from modelexpress.transfer.manifest import contiguous_strides
-from modelexpress.transfer.rows import Rows
+from modelexpress.weights.catalog import Model, copyable
 from modelexpress.weights.checkpoint import Checkpoint
+from modelexpress.weights.recipe import Piece, Recipe, Source, check_equal_counts, source_of
 from modelexpress.weights.report import COPY, Journal
 from modelexpress.weights.small_files import listed
 from modelexpress.weights.stored_tensor import StoredTensor
 from modelexpress.weights.strategies.base import Strategy
 from modelexpress.weights.target import Target
-from modelexpress.wire.tensors import Layout
+from modelexpress.weights.transformers_recipes import recipes_for
+
+_CONVERTED = ("float64", "float32", "bfloat16", "float16")
+"""Dtypes that say the same in another one of them; of others, such as 8-bit floats, the scale is elsewhere."""
 
 
 @dataclass(frozen=True)
@@ -25,13 +29,16 @@ class StorageStrategy(Strategy):
 
     Args:
         folder: With safetensors files, and an index where there are several.
+        model: What is filled. Where it is one of transformers, the folder may be as transformers writes it, with each
+            expert's weights under names of their own.
     """
 
     name = "storage"
     folder: Path
+    model: Model | None = None
 
     def fill(self, target: Target, journal: Journal) -> None:
-        """Fill the target from the folder. Values are converted where the model has another dtype.
+        """Fill the target from the folder. Floats of 16 bits or more are converted where the model has another dtype.
 
         Of tensors of which the target has some rows, nothing but these is read.
 
@@ -40,68 +47,95 @@ class StorageStrategy(Strategy):
         """
         with journal.stage("open checkpoint"):
             checkpoint = Checkpoint.open(self.folder)
+            recipes = recipes_for(self.model, checkpoint.tensors)
         with checkpoint:
-            pairs = _match(target, checkpoint)
-            total = sum(stored.nbytes for _, stored in pairs)
+            sources = _match(target, checkpoint, recipes)
+            pieces = _pieces(target, sources)
+            total = sum(piece.stored.nbytes for _, piece in pieces)
             with journal.stage(COPY, total):
                 done = 0
-                target.written |= not all(target.catalogue.is_meta[position] for position, _ in pairs)
-                for position, stored in pairs:
-                    _copy(target.tensor(position), checkpoint, stored)
-                    done += stored.nbytes
+                target.written |= not all(target.catalogue.is_meta[position] for position in sources)
+                for position, piece in pieces:
+                    _copy(target.tensor(position), checkpoint, piece)
+                    done += piece.stored.nbytes
                     journal.advance(done, total)
             target.commit()
-            unused = checkpoint.tensors.keys() - set(target.catalogue.names)
-            if unused:
+            if unused := checkpoint.tensors.keys() - _used(recipes, target.catalogue.names):
                 journal.notes.append(f"the checkpoint holds tensors that the model lacks: {listed(unused)}")
             journal.source, journal.nbytes = str(self.folder), total
 
 
-def _match(target: Target, checkpoint: Checkpoint) -> list[tuple[int, StoredTensor]]:
-    """Pair every memory of the model, by the position of its first tensor there, with the stored one that fills it."""
-    model, stored = target.catalogue, checkpoint.tensors
+def _match(target: Target, checkpoint: Checkpoint, recipes: Mapping[str, Recipe]) -> dict[int, Source]:
+    """Return for every memory of the model, by the position of its first tensor there, where it comes from."""
+    model = target.catalogue
     entries = list(enumerate(zip(model.names, model.memories.tolist(), strict=True)))
-    pairs = {memory: (position, stored[name]) for position, (name, memory) in reversed(entries) if name in stored}
-    needed = model.persistent | model.is_meta
-    missing = [name for position, (name, memory) in entries if memory not in pairs and needed[position]]
+    first = {memory: position for position, (name, memory) in reversed(entries) if name in recipes}
+    names, needed = model.names, model.persistent | model.is_meta
+    found = {
+        position: source_of(names[position], recipes[names[position]], checkpoint.tensors)
+        for position in first.values()
+    }
+    missing = [name for position, (name, memory) in entries if memory not in first and needed[position]]
     if missing:
         raise CheckpointError(
             f"{checkpoint.folder} lacks tensors of the model: {listed(missing)}; buffers that checkpoints leave "
             "out must be built on a real device"
         )
-    found, different = [], []
-    for position, whole in pairs.values():
-        rows, shape = target.rows.get(position), model.kind(position).layout.shape
-        part = _part(whole, rows)
-        if part is not None and part.shape == shape:
-            found.append((position, part))
-        else:
-            here = f"{list(shape)}, for rows {rows}," if rows else list(shape)
-            different.append(f"'{model.names[position]}' ({list(whole.shape)} in the files, {here} in the model)")
+    check_equal_counts({names[position]: source for position, source in found.items()}, checkpoint.folder)
+    _check_shapes(target, found, checkpoint.folder)
+    return found
+
+
+def _check_shapes(target: Target, sources: Mapping[int, Source], folder: Path) -> None:
+    different, scaled = [], []
+    for position, source in sources.items():
+        name, layout = target.catalogue.names[position], target.catalogue.kind(position).layout
+        rows, shape = target.rows.get(position), source.shape
+        part = shape if rows is None else (len(rows), *shape[1:])
+        if part != layout.shape or (rows is not None and source.misfit(rows)):
+            here = f"{list(layout.shape)}, for rows {rows}," if rows else list(layout.shape)
+            different.append(f"'{name}' ({list(shape)} in the files, {here} in the model)")
+        elif source.dtype != layout.dtype and not {source.dtype, layout.dtype} <= set(_CONVERTED):
+            scaled.append(f"'{name}' ({source.dtype} in the files, {layout.dtype} in the model)")
     if different:
-        raise CheckpointError(f"{checkpoint.folder} holds other shapes than the model: {listed(different)}")
-    return sorted(found, key=lambda pair: (pair[1].file, pair[1].offset))
+        raise CheckpointError(f"{folder} holds other shapes than the model: {listed(different)}")
+    if scaled:
+        raise CheckpointError(
+            f"{folder} holds dtypes that cannot be converted without more knowledge: {listed(scaled)}; build the model "
+            "with the dtypes of the files"
+        )
 
 
-def _part(stored: StoredTensor, rows: Rows | None) -> StoredTensor | None:
-    """Return the rows of a stored tensor that are wanted: itself where all are, None where it lacks some."""
-    if rows is None:
-        return stored
-    layout = Layout(stored.dtype, stored.shape, contiguous_strides(stored.shape), stored.nbytes)
-    if rows.misfit(layout):
-        return None
-    first, end = rows.window(layout)
-    return replace(stored, shape=rows.of(layout).shape, nbytes=end - first, offset=stored.offset + first)
+def _pieces(target: Target, sources: Mapping[int, Source]) -> list[tuple[int, Piece]]:
+    """Return what is read for each position, in the order of the files."""
+    found = [
+        (position, piece) for position, source in sources.items() for piece in source.pieces(target.rows.get(position))
+    ]
+    return sorted(found, key=lambda each: (each[1].stored.file, each[1].stored.offset))
 
 
-def _copy(tensor: torch.Tensor, checkpoint: Checkpoint, stored: StoredTensor) -> None:
+def _used(recipes: Mapping[str, Recipe], names: Iterable[str]) -> set[str]:
+    """Return the names of stored tensors that are in the model, also where it ties them to others."""
+    return {row for name in names if name in recipes for part in recipes[name].parts for row in part}
+
+
+def _copy(tensor: torch.Tensor, checkpoint: Checkpoint, piece: Piece) -> None:
+    stored = piece.stored
     if not stored.nbytes:
         return
-    dtype, whole = getattr(torch, stored.dtype), checkpoint.tensors[stored.name]
+    raw = _content(checkpoint, stored).view(getattr(torch, stored.dtype)).view(stored.shape)
+    place = tensor[piece.place] if piece.place else tensor
+    with torch.no_grad():
+        if place.dtype == raw.dtype:
+            copyable(place).copy_(copyable(raw))
+        else:
+            place.copy_(raw)
+
+
+def _content(checkpoint: Checkpoint, stored: StoredTensor) -> torch.Tensor:
+    """Return the bytes of a stored tensor, or of a part of it, aligned for its dtype."""
+    whole = checkpoint.tensors[stored.name]
     # By address, because torch warns of read-only buffers even when they are only read.
     content = np.frombuffer(checkpoint.buffer(stored.name), np.uint8)[stored.offset - whole.offset :]
     raw = torch.frombuffer(memory_view(content.ctypes.data, stored.nbytes), dtype=torch.uint8)
-    if stored.offset % dtype.itemsize:
-        raw = raw.clone()
-    with torch.no_grad():
-        tensor.copy_(raw.view(dtype).view(stored.shape))
+    return raw.clone() if stored.offset % getattr(torch, stored.dtype).itemsize else raw
