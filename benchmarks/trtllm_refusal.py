@@ -2,7 +2,7 @@
 
 Run `python -m benchmarks.trtllm_refusal`; it takes a minute, and writes benchmarks/results/trtllm_refusal.json. Each
 figure is the slowest first call of a few processes of their own: what the call imports is part of it, torch and the
-names that the engine has imported are not. Where not even a registry answers, it is given a tenth of a second.
+names that the engine has imported are not. Where not even a registry answers, it is given half a second.
 """
 
 import argparse

@@ -8,6 +8,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from modelexpress import dwdp
     from modelexpress.client import AsyncClient, Client
     from modelexpress.engines.trtllm.publisher import MxTrtllmSourcePublisher
     from modelexpress.engines.trtllm.target import MxTrtllmTargetLoader, create_trtllm_from_mx
@@ -20,8 +21,10 @@ if TYPE_CHECKING:
     from modelexpress.weights.load import load
     from modelexpress.weights.publish import publish
     from modelexpress.weights.pull_folder import pull_folder
+    from modelexpress.weights.rank_tensors import rank_tensors
     from modelexpress.weights.report import LoadReport
     from modelexpress.weights.serve_folder import publish_folder
+    from modelexpress.weights.unprocessed import UnprocessedSource, offer_unprocessed
 
 __all__ = [
     "AsyncClient",
@@ -37,14 +40,18 @@ __all__ = [
     "Settings",
     "SourceIdentity",
     "SourceType",
+    "UnprocessedSource",
     "Worker",
     "create_trtllm_from_mx",
+    "dwdp",
     "load",
+    "offer_unprocessed",
     "plan",
     "plan_folder",
     "publish",
     "publish_folder",
     "pull_folder",
+    "rank_tensors",
 ]
 
 _HOMES = {
@@ -61,14 +68,18 @@ _HOMES = {
     "Settings": "settings",
     "SourceIdentity": "identity",
     "SourceType": "identity",
+    "UnprocessedSource": "weights.unprocessed",
     "Worker": "peer",
     "create_trtllm_from_mx": "engines.trtllm.target",
+    "dwdp": "dwdp",
     "load": "weights.load",
+    "offer_unprocessed": "weights.unprocessed",
     "plan": "weights.foresee",
     "plan_folder": "weights.foresee",
     "publish": "weights.publish",
     "publish_folder": "weights.serve_folder",
     "pull_folder": "weights.pull_folder",
+    "rank_tensors": "weights.rank_tensors",
 }
 
 
@@ -76,7 +87,8 @@ def __getattr__(name: str) -> Any:
     home = _HOMES.get(name)
     if home is None:
         raise AttributeError(f"module 'modelexpress' has no attribute {name!r}")
-    value = getattr(import_module(f"modelexpress.{home}"), name)
+    module = import_module(f"modelexpress.{home}")
+    value = module if home == name else getattr(module, name)
     globals()[name] = value
     return value
 

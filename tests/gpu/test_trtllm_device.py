@@ -1,6 +1,7 @@
 """TensorRT-LLM's weights in device memory: live and delegated, each rank a process; the engine is a double."""
 
 from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -15,11 +16,11 @@ pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(),
 @pytest.mark.parametrize("way", ["presharded", "live", "delegated"])
 def test_ranks_take_their_shards_on_a_device(way: str, registry: str, tmp_path: Path) -> None:
     whole, other = engine.checkpoint(tmp_path / "whole"), engine.checkpoint(tmp_path / "other", seed=7)
-    name = f"device/{way}"
+    named = partial(RankProcess, way, registry, f"device/{way}", MX_MODEL_REVISION="r1")
     with ExitStack() as stack:
-        first = [stack.enter_context(RankProcess(way, registry, name, whole, rank, 2, "cuda")) for rank in range(2)]
+        first = [stack.enter_context(named(whole, rank, 2, "cuda")) for rank in range(2)]
         given = [rank.loaded() for rank in first]
-        second = [stack.enter_context(RankProcess(way, registry, name, other, rank, 2, "cuda")) for rank in range(2)]
+        second = [stack.enter_context(named(other, rank, 2, "cuda")) for rank in range(2)]
         taken = [rank.loaded() for rank in second]
         if way != "delegated":
             first[0].tell("worker")  # looks whether what is offered is as it was

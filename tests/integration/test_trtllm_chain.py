@@ -175,7 +175,7 @@ def test_memory_stays_flat_where_others_read(registry: str, name: str, tmp_path:
 def test_a_target_that_cannot_serve_loads_all_the_same(
     registry: str, name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    def refuse(*_: object) -> mx.Worker:
+    def refuse(*_: object, **__: object) -> mx.Worker:
         raise ConfigurationError("no port is free")
 
     folder = write_checkpoint(tmp_path / "source", config_of(2), plain_rank)

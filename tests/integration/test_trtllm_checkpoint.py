@@ -11,7 +11,7 @@ import pytest
 import modelexpress as mx
 from modelexpress.client import Client
 from modelexpress.engines.trtllm import MxTrtllmSourcePublisher, MxTrtllmTargetLoader, create_trtllm_from_mx
-from modelexpress.engines.trtllm.partial_folder import PARTIAL_NAME
+from modelexpress.engines.trtllm.partial_folder import partial_name
 from modelexpress.errors import CheckpointError, LoadError, ModelExpressError
 from modelexpress.weights.safetensors_header import LENGTH_BYTES
 from modelexpress.wire.records import SourceStatus
@@ -176,11 +176,26 @@ def test_two_checkpoints_of_one_name_are_never_put_together(registry: str, name:
     old = write_checkpoint(tmp_path / "old", config_of(2), plain_rank)
     new = write_checkpoint(tmp_path / "new", config_of(2), lambda rank: plain_rank(rank + 7))
     with source(registry, name, old), source(registry, name, new) as meant:
-        with pytest.raises(LoadError, match=r"2 checkpoints .* source id"):
+        with pytest.raises(
+            LoadError, match=r"2 checkpoints .*, which differ in their weights or files: .* source id"
+        ) as caught:
             target(registry, name, tmp_path / "out").load(skip_build=True)
+        assert str(caught.value).count("(2 ranks: tp 2, pp 1, bfloat16)") == 2
+        assert "--source-id" in str(caught.value)
         source_id = meant.publications[0].source_id
         target(registry, name, tmp_path / "out", source_id=source_id).load(skip_build=True)
     assert contents(tmp_path / "out" / "checkpoint") == contents(new)
+
+
+def test_two_sizes_under_one_name_are_told_apart(registry: str, name: str, tmp_path: Path) -> None:
+    two = write_checkpoint(tmp_path / "two", config_of(2), plain_rank)
+    one = write_checkpoint(tmp_path / "one", config_of(1, quantization={"quant_algo": "FP8"}), fp8_rank)
+    with source(registry, name, two), source(registry, name, one), pytest.raises(LoadError) as caught:
+        target(registry, name, tmp_path / "out").load(skip_build=True)
+    said = str(caught.value)
+    assert "(2 ranks: tp 2, pp 1, bfloat16)" in said
+    assert "(1 rank: tp 1, pp 1, bfloat16, FP8)" in said
+    assert "differ in" not in said
 
 
 def test_what_other_engines_publish_under_the_name_is_no_source(registry: str, name: str, tmp_path: Path) -> None:
@@ -298,4 +313,4 @@ def test_two_loads_into_one_folder_do_not_mix(registry: str, name: str, tmp_path
     assert errors
     assert "another load writes into" in str(errors[0])
     assert contents(out / "checkpoint") == contents(folder)
-    assert not (out / PARTIAL_NAME).exists()
+    assert not (out / partial_name("checkpoint")).exists()

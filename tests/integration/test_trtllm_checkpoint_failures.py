@@ -14,11 +14,13 @@ import modelexpress as mx
 from modelexpress.client import Client
 from modelexpress.engines.trtllm import MxTrtllmSourcePublisher, MxTrtllmTargetLoader
 from modelexpress.engines.trtllm.identity import header_name
-from modelexpress.engines.trtllm.partial_folder import PARTIAL_NAME
+from modelexpress.engines.trtllm.partial_folder import partial_name
 from modelexpress.errors import CheckpointError
 from modelexpress.identity import BackendFramework, SourceIdentity
+from tests.support.children import Child
 from tests.support.commands import run, start
 from tests.support.materials import make_material, new_identity
+from tests.support.registries import RegistryProcess
 from tests.support.trtllm_build_processes import await_processes, ended
 from tests.support.trtllm_build_stand_in import install
 from tests.support.trtllm_checkpoints import big_rank, config_of, contents, plain_rank, write_checkpoint
@@ -49,7 +51,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def there(out: Path, fraction: float) -> bool:
     """Return whether so much of every rank has arrived: its file is of zeros before, and the tensors are random."""
-    files = [out / PARTIAL_NAME / f"rank{rank}.safetensors" for rank in range(RANKS)]
+    files = [out / partial_name("checkpoint") / f"rank{rank}.safetensors" for rank in range(RANKS)]
     return all(file.exists() and any(read_at(file, fraction)) for file in files)
 
 
@@ -91,7 +93,7 @@ def test_a_source_that_is_killed_is_an_error_and_the_next_load_goes_on(
         with pytest.raises(RuntimeError, match=r"^Transfer failed with status [A-Z_]+$") as caught:
             loader.load(skip_build=True)
         assert isinstance(caught.value.__cause__, mx.ModelExpressError)
-    assert loader.get_transfer_stats() == {}
+    assert loader.get_transfer_stats() == {"total_bytes": 0, "total_time": 0, "bandwidth_gbps": 0}
     assert not (out / "checkpoint").exists(), "nobody may take half of it for a checkpoint"
     with TrtllmSource(registry, folder, name, FAST) as source:
         again = MxTrtllmTargetLoader(name, registry, out, wait=10, source_id=source.source_id, settings=SETTINGS)
@@ -136,7 +138,7 @@ def test_a_target_that_is_killed_goes_on_where_it_was(registry: str, name: str, 
             process.kill()
             process.communicate(timeout=30)
         assert not (out / "checkpoint").exists()
-        assert (out / PARTIAL_NAME).exists()
+        assert (out / partial_name("checkpoint")).exists()
         with loading(registry, name, out, "--json") as process:
             said, errors = process.communicate(timeout=60)
         assert process.returncode == 0, errors
@@ -174,7 +176,25 @@ def test_a_load_that_is_told_to_end_keeps_what_it_has(registry: str, name: str, 
         _, errors = process.communicate(timeout=30)
     assert process.returncode == 128 + signal.SIGTERM
     assert "Traceback" not in errors
-    assert [path.name for path in out.iterdir()] == [PARTIAL_NAME]
+    assert [path.name for path in out.iterdir()] == [partial_name("checkpoint")]
+
+
+def test_a_load_that_is_told_to_end_does_not_wait_for_a_source_that_stands_still(
+    registry: str, name: str, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MX_STALL_TIMEOUT", "300")
+    out = tmp_path / "out"
+    with (
+        TrtllmSource(registry, folder, name, SLOW) as source,
+        loading(registry, name, out) as process,
+    ):
+        wait_until(lambda: there(out, 0.25))
+        source.process.send_signal(signal.SIGSTOP)
+        process.send_signal(signal.SIGTERM)
+        _, errors = process.communicate(timeout=30)
+    assert process.returncode == 128 + signal.SIGTERM
+    assert "Traceback" not in errors
+    assert [path.name for path in out.iterdir()] == [partial_name("checkpoint")]
 
 
 def test_a_full_disk_is_a_clear_error_and_leaves_nothing(
@@ -329,19 +349,46 @@ def test_the_command_takes_everything_from_the_environment(
     }
     for variable, value in variables.items():
         monkeypatch.setenv(variable, value)
-    with start("trtllm", "publish") as publishing:
+    ready = tmp_path / "ready"
+    with start("trtllm", "publish", "--ready-file", ready) as publishing:
         assert publishing.stdout is not None
         assert publishing.stdout.readline().startswith(f"serving 2 ranks of {name} as ")
+        assert ready.exists()
         ended = run("trtllm", "load", "--option", "gemm_plugin=disable")
         publishing.send_signal(signal.SIGTERM)
         _, said = publishing.communicate(timeout=30)
     assert publishing.returncode == 0, said
+    assert not ready.exists()
     assert ended.returncode == 0, ended.stderr
     assert ended.stdout.splitlines()[-1] == str(tmp_path / "out" / "engine")
     assert "this is a stand-in" in ended.stderr
     arguments = json.loads((tmp_path / "out" / "engine" / "arguments.json").read_text())
     named = ("gemm_plugin", "max_batch_size", "max_input_len", "max_seq_len")
     assert [arguments[name] for name in named] == ["disable", "32", "64", "128"]
+
+
+def test_a_source_whose_token_is_wrong_is_not_ready_and_says_why(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = write_checkpoint(tmp_path / "source", config_of(1), plain_rank)
+    for side in ("registry", "source"):
+        (tmp_path / f"{side}.token").write_text(f"of the {side}")
+    monkeypatch.setenv("MX_AUTH_TOKEN_PATH", str(tmp_path / "source.token"))
+    monkeypatch.setenv("MX_WORKER_GRPC_PORT", "0")
+    ready, log = tmp_path / "ready", tmp_path / "log"
+    with (
+        RegistryProcess("memory", "127.0.0.1:0", "--token-file", str(tmp_path / "registry.token")) as guarded,
+        log.open("wb") as errors,
+        Child(
+            "modelexpress.cli",
+            *("trtllm", "publish", str(folder), "--name", name),
+            *("--registry", guarded.address, "--ready-file", str(ready)),
+            log=errors,
+        ),
+    ):
+        wait_until(lambda: "trying on: " in log.read_text())
+    assert "UNAUTHENTICATED" in log.read_text()
+    assert not ready.exists()
 
 
 def test_a_command_that_is_stopped_stops_its_builder(

@@ -1,7 +1,7 @@
 """Loading that TensorRT-LLM delegates: real sources, transports and registry; the engine is a double."""
 
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from dataclasses import replace
 from functools import partial
@@ -12,9 +12,10 @@ import pytest
 import torch
 
 import modelexpress as mx
-from modelexpress.engines.trtllm import delegated
+from modelexpress.engines.trtllm import delegated, undoing
 from modelexpress.engines.trtllm.delegated_identity import delegated_identity
 from modelexpress.engines.trtllm.presharded import RUNTIME_ALIASES
+from modelexpress.errors import PartialModel
 from modelexpress.weights.load import load
 from modelexpress.weights.rank_tensors import rank_tensors
 from tests.support import trtllm_engine_double as engine
@@ -23,20 +24,18 @@ from tests.support.trtllm_rank import RankProcess
 
 def test_a_replica_takes_transformed_weights_and_becomes_a_source(registry: str, tmp_path: Path) -> None:
     whole, other = engine.checkpoint(tmp_path / "whole"), engine.checkpoint(tmp_path / "other", seed=7)
+    named = partial(RankProcess, "delegated", registry, "d/two", MX_MODEL_REVISION="r1")
     logs = str(tmp_path / "logs")
     with ExitStack() as stack:
-        first = [stack.enter_context(RankProcess("delegated", registry, "d/two", whole, r, 2)) for r in range(2)]
+        first = [stack.enter_context(named(whole, r, 2)) for r in range(2)]
         given = [rank.loaded() for rank in first]
-        second = [
-            stack.enter_context(RankProcess("delegated", registry, "d/two", other, r, 2, MX_TRANSFER_LOG_DIR=logs))
-            for r in range(2)
-        ]
+        second = [stack.enter_context(named(other, r, 2, MX_TRANSFER_LOG_DIR=logs)) for r in range(2)]
         taken = [rank.loaded() for rank in second]
         for rank in first:
             rank.tell("cleanup")
             assert rank.loaded()["offers"][0].endswith("closed")
             rank.kill()
-        with RankProcess("delegated", registry, "d/two", other, 1, 2) as third:
+        with named(other, 1, 2) as third:
             last = third.loaded()
     for source, target in zip(given, taken, strict=True):
         assert (source["preloaded"], source["reads"], source["steps"]) == (False, 1, 1)
@@ -51,17 +50,29 @@ def test_a_replica_takes_transformed_weights_and_becomes_a_source(registry: str,
 
 
 @pytest.fixture
-def source(registry: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[dict[str, torch.Tensor]]:
-    """A source of this process, and its tensors; targets here offer nothing."""
+def source_of(registry: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., dict[str, torch.Tensor]]]:
+    """Makes this process a source, and returns its tensors; targets here offer nothing."""
     monkeypatch.setenv("MX_SOURCE_QUERY_TIMEOUT", "0")
+    monkeypatch.setenv("MX_MODEL_REVISION", "r1")
     monkeypatch.setattr(delegated, "process_worker", lambda *_: None)
     engine.install()
-    tensors = rank_tensors(_transformed(3), RUNTIME_ALIASES)
     settings = mx.Settings(registry=registry, worker_grpc_port=0)
-    with mx.publish(tensors, delegated_identity(IDENTITY, 1), settings=settings) as publication:
-        assert publication.wait_ready(20)
-        yield tensors
+    with ExitStack() as stack:
+
+        def publish(copies: int = 1) -> dict[str, torch.Tensor]:
+            tensors = rank_tensors(_transformed(3, copies), RUNTIME_ALIASES)
+            publication = mx.publish(tensors, delegated_identity(IDENTITY, 1, "r1"), settings=settings)
+            assert stack.enter_context(publication).wait_ready(20)
+            return tensors
+
+        yield publish
     engine.uninstall()
+
+
+@pytest.fixture
+def source(source_of: Callable[..., dict[str, torch.Tensor]]) -> dict[str, torch.Tensor]:
+    """A source of this process, and its tensors; targets here offer nothing."""
+    return source_of()
 
 
 IDENTITY = engine.SourceIdentity("d/one")
@@ -123,25 +134,87 @@ def test_a_model_that_does_not_fit_is_loaded_natively(flaw: str, registry: str, 
     assert engine.output_of(model) == engine.output_of(_transformed(5))
 
 
+@pytest.mark.parametrize("copies", [1, 300])
 def test_weights_that_arrive_changed_are_overwritten_natively(
-    source: dict[str, torch.Tensor], registry: str, tmp_path: Path
+    copies: int, source_of: Callable[..., dict[str, torch.Tensor]], registry: str, tmp_path: Path
 ) -> None:
-    """The transfer fails after something was written; what the engine gets is a whole checkpoint all the same."""
-    list(source.values())[-1].view(-1)[5] += 1
-    model = engine.Model(engine.Mapping())
-    loading = engine.DelegatingMxCheckpointLoader(registry)
+    """The transfer fails after something was written; what the engine gets is as a native load makes it.
 
-    def prepare(model: engine.Model) -> None:
-        """Keep to shapes: this model's post-load step runs after all."""
-        model.setup_aliases()
-        for layer in model.layers:
-            attention: Any = layer.get_submodule("attn")
-            attention.weight_scale = torch.nn.Parameter(torch.empty(len(attention.weight), 1), requires_grad=False)
-
+    The checkpoint holds no `alpha`, which is small, or larger than a MiB.
+    """
+    spoil(source_of(copies))
+    model, loading = engine.Model(engine.Mapping(), copies=copies), engine.DelegatingMxCheckpointLoader(registry)
     folder = str(engine.checkpoint(tmp_path, seed=5))
-    engine.load_delegated(model, loading, folder, IDENTITY, prepare_post_transform_receiver=prepare)
+    engine.load_delegated(model, loading, folder, IDENTITY, prepare_post_transform_receiver=prepare_shapes)
     assert not loading.preloaded
     assert engine.output_of(model) == engine.output_of(_transformed(5))
+
+
+def test_without_room_for_copies_a_transfer_that_fails_is_an_error(
+    source: dict[str, torch.Tensor], registry: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nobody could tell what the engine's loader leaves as the peer had it."""
+    monkeypatch.setattr(undoing, "_room", lambda _: 0)
+    spoil(source)
+    reads = engine.HfWeightLoader.reads
+    model, loading = engine.Model(engine.Mapping()), engine.DelegatingMxCheckpointLoader(registry)
+    folder = str(engine.checkpoint(tmp_path, seed=5))
+    with pytest.raises(PartialModel, match=r"start this replica again, with MX_P2P_METADATA=0 if") as caught:
+        engine.load_delegated(model, loading, folder, IDENTITY, prepare_post_transform_receiver=prepare_shapes)
+    assert "digest" in str(caught.value)
+    assert engine.HfWeightLoader.reads == reads
+
+
+@pytest.mark.usefixtures("source")
+def test_without_room_for_copies_a_transfer_that_does_not_begin_is_no_error(
+    registry: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(undoing, "_room", lambda _: 0)
+    model, loading = engine.Model(engine.Mapping()), engine.DelegatingMxCheckpointLoader(registry)
+    folder = str(engine.checkpoint(tmp_path, seed=5))
+    engine.load_delegated(
+        model, loading, folder, IDENTITY, prepare_post_transform_receiver=lambda model: model.setup_aliases()
+    )
+    assert not loading.preloaded
+    assert engine.output_of(model) == engine.output_of(_transformed(5))
+
+
+@pytest.mark.parametrize("way", ["by its content", "by its revision"])
+def test_another_checkpoint_of_the_same_name_is_not_taken(
+    way: str, registry: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Runs call their last checkpoints alike, and the engine sees no difference."""
+    monkeypatch.setenv("MX_SOURCE_QUERY_TIMEOUT", "0")
+    settings = mx.Settings(registry=registry, worker_grpc_port=0)
+    with ExitStack() as stack:
+        engine.install()
+        stack.callback(engine.uninstall)
+        outputs = []
+        for run, seed in (("a", 3), ("b", 5), ("b", 5)):
+            worker = stack.enter_context(mx.Worker(settings=settings))
+            monkeypatch.setattr(delegated, "process_worker", lambda *_, worker=worker: worker)
+            if way == "by its revision":
+                monkeypatch.setenv("MX_MODEL_REVISION", f"run-{run}")
+            folder = engine.checkpoint(tmp_path / run / f"checkpoint-{way[3:]}", seed)
+            model, loading = engine.Model(engine.Mapping()), engine.DelegatingMxCheckpointLoader(registry)
+            engine.load_delegated(model, loading, str(folder), engine.SourceIdentity(str(folder)))
+            assert all(publication.wait_ready(20) for publication in worker.publications)
+            outputs.append((loading.preloaded, engine.output_of(model)))
+    first, second = (engine.output_of(_transformed(seed)) for seed in (3, 5))
+    assert outputs == [(False, first), (False, second), (True, second)]
+
+
+@pytest.mark.usefixtures("source")
+def test_another_tensor_parallel_size_is_refused_with_the_remedy(
+    registry: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    mapping = engine.Mapping(1, 4)
+    model, loading = engine.Model(mapping), engine.DelegatingMxCheckpointLoader(registry)
+    identity = replace(IDENTITY, rank=1, tp_size=4, model_fingerprint="of a quarter")
+    engine.load_delegated(model, loading, str(engine.checkpoint(tmp_path)), identity)
+    assert not loading.preloaded
+    assert "tensor parallel size 1, and this replica with tensor parallel size 4" in caplog.text
+    assert "Start this replica with tensor parallel size 1" in caplog.text
 
 
 def test_a_source_that_dies_in_the_middle_leaves_nothing_behind(
@@ -149,6 +222,7 @@ def test_a_source_that_dies_in_the_middle_leaves_nothing_behind(
 ) -> None:
     """What no checkpoint holds is as it was before: the post-load step, which runs after all, would be its second."""
     monkeypatch.setenv("MX_SOURCE_QUERY_TIMEOUT", "20")
+    monkeypatch.setenv("MX_MODEL_REVISION", "r1")
     monkeypatch.setattr(delegated, "process_worker", lambda *_: None)
     engine.install()
     slow = {"MX_TRANSPORT": "tcp", "MX_CHUNK_BYTES": str(1 << 20), "MX_UPLINK_LIMIT": str(4 << 20)}
@@ -174,7 +248,20 @@ def test_a_source_that_dies_in_the_middle_leaves_nothing_behind(
     assert engine.output_of(model) == engine.output_of(_transformed(5))
 
 
-def _transformed(seed: int) -> engine.Model:
-    model = engine.Model(engine.Mapping(), seed)
+def spoil(tensors: dict[str, torch.Tensor]) -> None:
+    """Change what is offered, so that targets refuse it once it has arrived."""
+    list(tensors.values())[-1].view(-1)[5] += 1
+
+
+def prepare_shapes(model: engine.Model) -> None:
+    """Keep to shapes: this model's post-load step runs after all."""
+    model.setup_aliases()
+    for layer in model.layers:
+        attention: Any = layer.get_submodule("attn")
+        attention.weight_scale = torch.nn.Parameter(torch.empty(len(attention.weight), 1), requires_grad=False)
+
+
+def _transformed(seed: int, copies: int = 1) -> engine.Model:
+    model = engine.Model(engine.Mapping(), seed, copies)
     model.post_load_weights()
     return model

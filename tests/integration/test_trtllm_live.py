@@ -2,15 +2,19 @@
 
 import gc
 import re
+from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
+import torch
+from torch import nn
 
 import modelexpress as mx
 from modelexpress.engines.trtllm import live_publish
+from modelexpress.engines.trtllm.rank_log import write_rank_log
 from modelexpress.peer import PublicationState
-from modelexpress.trtllm_live_transfer import publish_model_params
+from modelexpress.trtllm_live_transfer import after_post_load, publish_model_params
 from tests.support import trtllm_engine_double as engine
 from tests.support.tensor_parallel_rank import TensorParallelRank, make_checkpoint
 from tests.support.trtllm_rank import RankProcess
@@ -59,14 +63,14 @@ def test_another_tensor_parallel_size_is_refused_with_the_remedy(registry: str, 
 
 
 def test_a_target_outlives_a_source_that_is_killed(registry: str, tmp_path: Path) -> None:
-    """What was listed a moment ago may be dead: the engine then reads the checkpoint, cut as it should be."""
+    """Whether the registry has missed it or not, the engine reads the checkpoint then, cut as it should be."""
     whole = engine.checkpoint(tmp_path / "whole")
     with RankProcess("live", registry, "live/killed", whole, 1, 2) as source:
         given = source.loaded()
         source.kill()
         with RankProcess("live", registry, "live/killed", whole, 1, 2) as target:
             found = target.loaded()
-    assert (found["probed"], found["preloaded"], found["presharded"]) == (True, False, False)
+    assert (found["preloaded"], found["presharded"]) == (False, False)
     assert found["output"] == given["output"]
 
 
@@ -99,6 +103,42 @@ def test_what_is_offered_ends_with_its_model(registry: str, monkeypatch: pytest.
         del model
         gc.collect()
         wait_until(lambda: publication.state is PublicationState.CLOSED)
+
+
+@pytest.fixture
+def logs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """Where this process writes the logs of its ranks."""
+    monkeypatch.setenv("MX_TRANSFER_LOG_DIR", str(tmp_path))
+    monkeypatch.setenv("MODEL_NAME", "live/logs")
+    yield tmp_path
+    write_rank_log(0, mx.Settings())
+
+
+def test_the_log_of_a_rank_says_that_its_source_has_ended(
+    registry: str, logs: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MODEL_EXPRESS_URL", registry)
+    with mx.Worker(settings=mx.Settings(registry=registry, worker_grpc_port=0)) as worker:
+        monkeypatch.setattr(live_publish, "process_worker", lambda *_: worker)
+        model = nn.Linear(1024, 1024)
+        publish_model_params(model)
+        with torch.no_grad():
+            model.weight.mul_(2)
+        assert after_post_load(model) == ("weight",)
+    assert "is withdrawn: the post-load step wrote into 1 of its tensors" in (logs / "rank0.log").read_text()
+
+
+def test_the_log_of_a_rank_says_that_no_registry_knows_of_its_source(
+    logs: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A thread finds that out, when the engine has gone on."""
+    nowhere = "127.0.0.1:1"
+    monkeypatch.setenv("MODEL_EXPRESS_URL", nowhere)
+    with mx.Worker(settings=mx.Settings(registry=nowhere, worker_grpc_port=0)) as worker:
+        monkeypatch.setattr(live_publish, "process_worker", lambda *_: worker)
+        model = nn.Linear(4, 4)
+        publish_model_params(model)
+        wait_until(lambda: "the registry cannot be told of source" in (logs / "rank0.log").read_text())
 
 
 @pytest.mark.timeout(300)

@@ -8,8 +8,6 @@ import modelexpress as mx
 from modelexpress.errors import ConfigurationError
 from modelexpress.peer import PublicationState
 from modelexpress.weights import unprocessed
-from modelexpress.weights.rank_tensors import rank_tensors
-from modelexpress.weights.unprocessed import offer_unprocessed
 
 
 class Model(nn.Module):
@@ -30,12 +28,12 @@ def test_new_tensors_and_small_ones_may_be_changed(registry: str) -> None:
     identity = mx.SourceIdentity(model_name="unprocessed/kept")
     settings = SETTINGS.model_copy(update={"registry": registry})
     with mx.Worker(settings=settings) as worker:
-        offered = offer_unprocessed(source, rank_tensors(source), identity, 2, worker=worker, settings=settings)
+        offered = mx.offer_unprocessed(source, identity, 2, worker=worker, settings=settings)
         source.scale.mul_(2)
         source.fused = nn.Parameter(source.fused * 2, requires_grad=False)
         assert offered.after_processing() == ()
         assert offered.publication.wait_ready(20)
-        mx.load({**rank_tensors(target)}, identity, 2, settings=settings)
+        mx.load({**mx.rank_tensors(target)}, identity, 2, settings=settings)
     assert torch.equal(target.fused, torch.full((768, 768), 3.0))
     assert torch.equal(target.part, torch.full((256, 768), 3.0))
     assert target.scale.tolist() == [3.0] * 4
@@ -46,7 +44,7 @@ def test_what_is_part_of_a_tensor_moves_along(registry: str) -> None:
     settings = SETTINGS.model_copy(update={"registry": registry})
     identity = mx.SourceIdentity(model_name="unprocessed/parts")
     with mx.Worker(settings=settings) as worker:
-        offer_unprocessed(source, rank_tensors(source), identity, 0, worker=worker, settings=settings)
+        mx.offer_unprocessed(source, identity, worker=worker, settings=settings)
         assert source.part.data_ptr() == source.fused.data_ptr()
 
 
@@ -55,16 +53,16 @@ def test_a_source_whose_large_tensors_are_written_into_ends(registry: str, caplo
     identity = mx.SourceIdentity(model_name="unprocessed/changed")
     settings = SETTINGS.model_copy(update={"registry": registry})
     with mx.Worker(settings=settings) as worker:
-        offered = offer_unprocessed(source, rank_tensors(source), identity, 0, worker=worker, settings=settings)
+        offered = mx.offer_unprocessed(source, identity, worker=worker, settings=settings)
         assert offered.publication.wait_ready(20)
         source.fused[700].mul_(2)
         with pytest.raises(mx.ModelExpressError, match="digest"):
-            mx.load(rank_tensors(target), identity, settings=settings)
+            mx.load(mx.rank_tensors(target), identity, settings=settings)
         assert offered.after_processing() == ("fused",)
         assert offered.publication.state is PublicationState.CLOSED
         assert offered.after_processing() == ()
         with pytest.raises(mx.ModelExpressError, match="no ready source"):
-            mx.load(rank_tensors(target), identity, settings=settings)
+            mx.load(mx.rank_tensors(target), identity, settings=settings)
     assert "'fused'" in caplog.text
 
 
@@ -79,7 +77,7 @@ def test_a_source_does_not_keep_scarce_memory_that_the_engine_has_replaced(
     settings = SETTINGS.model_copy(update={"registry": registry})
     identity = mx.SourceIdentity(model_name=f"unprocessed/{replaced}")
     with mx.Worker(settings=settings) as worker:
-        offered = offer_unprocessed(source, rank_tensors(source), identity, 0, worker=worker, settings=settings)
+        offered = mx.offer_unprocessed(source, identity, worker=worker, settings=settings)
         assert offered.after_processing() == ()
         source.fused, source.part, source.scale = Model(6.0).parameters()
         if replaced == "all of it":
@@ -95,4 +93,4 @@ def test_a_worker_that_is_closed_is_said_to_be(registry: str) -> None:
     worker.close()
     model = Model(1.0)
     with pytest.raises(ConfigurationError, match="closed"):
-        offer_unprocessed(model, rank_tensors(model), mx.SourceIdentity(), 0, worker=worker, settings=settings)
+        mx.offer_unprocessed(model, mx.SourceIdentity(), worker=worker, settings=settings)

@@ -18,6 +18,7 @@ from modelexpress.errors import (
     SourceGone,
 )
 from modelexpress.peer import HeldLease, PeerClient
+from modelexpress.peer.server import WorkerServer
 from modelexpress.peer.shelf import MOST_LEASES
 from modelexpress.wire import p2p_pb2, p2p_pb2_grpc, peer_pb2, peer_pb2_grpc
 from tests.support.materials import acquire, client_of, make_material, open_transport, read_all, worker_server
@@ -201,6 +202,19 @@ def test_workers_never_share_a_port(caplog: pytest.LogCaptureFixture) -> None:
     with worker_server() as first, worker_server(port=first.port or 0) as second:
         assert first.port != second.port
     assert "is taken" in caplog.text
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "::"])
+def test_a_port_that_is_taken_is_found_out_without_a_word_of_grpc(
+    host: str, caplog: pytest.LogCaptureFixture, capfd: pytest.CaptureFixture[str]
+) -> None:
+    with (
+        WorkerServer("first", (), host) as first,
+        WorkerServer("second", (), host, first.port or 0, any_port=True) as second,
+    ):
+        assert first.port != second.port
+    assert caplog.text == ""
+    assert capfd.readouterr().err == ""
 
 
 def test_nobody_at_the_address_is_an_error_that_names_it() -> None:

@@ -43,15 +43,16 @@ class Mapping:
 class Linear(nn.Module):
     """A layer whose rows are cut over ranks. Its post-load step makes a scale, and new weights.
 
-    No checkpoint holds `alpha`: it is one until the post-load step changes it.
+    No checkpoint holds `alpha`: it is one until the post-load step changes it, in as many copies as are wanted.
     """
 
-    def __init__(self, mapping: Mapping) -> None:
+    def __init__(self, mapping: Mapping, copies: int = 1) -> None:
         super().__init__()
         self.tp_size, self.tp_rank = mapping.tp_size, mapping.rank
         self.weight = nn.Parameter(torch.empty(8 * WIDTH // mapping.tp_size, WIDTH), requires_grad=False)
         self.bias = nn.Parameter(torch.empty(8 * WIDTH // mapping.tp_size), requires_grad=False)
-        self.alpha = nn.Parameter(torch.empty(1), requires_grad=False)
+        width = len(self.bias) if copies > 1 else 1
+        self.alpha = nn.Parameter(torch.empty(copies, width), requires_grad=False)
         self.steps = 0
 
     def load(self, name: str, full: torch.Tensor) -> None:
@@ -71,18 +72,20 @@ class Linear(nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         scale: torch.Tensor | None = getattr(self, "weight_scale", None)
-        return nn.functional.linear(x, self.weight if scale is None else self.weight * scale, self.bias) * self.alpha
+        return (
+            nn.functional.linear(x, self.weight if scale is None else self.weight * scale, self.bias) * self.alpha[-1]
+        )
 
 
 class Layer(nn.Module):
     """A decoder layer; the aliases are set when layers are wired up."""
 
-    def __init__(self, mapping: Mapping) -> None:
+    def __init__(self, mapping: Mapping, copies: int = 1) -> None:
         super().__init__()
         self.next_layer_layernorm: nn.Module | None = None
         self.next_attn: nn.Module | None = None
         self.input_layernorm = nn.LayerNorm(WIDTH, bias=False)
-        self.attn = Linear(mapping)
+        self.attn = Linear(mapping, copies)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         rows: torch.Tensor = self.attn(self.input_layernorm(x))
@@ -92,11 +95,11 @@ class Layer(nn.Module):
 class Model(nn.Module):
     """A model of one rank; its memory is there, its values are not."""
 
-    def __init__(self, mapping: Mapping, seed: int = 99) -> None:
+    def __init__(self, mapping: Mapping, seed: int = 99, copies: int = 1) -> None:
         super().__init__()
         config = types.SimpleNamespace(architectures=["LlamaForCausalLM"])
         self.model_config = types.SimpleNamespace(mapping=mapping, pretrained_config=config)
-        self.layers = nn.ModuleList(Layer(mapping) for _ in range(LAYERS))
+        self.layers = nn.ModuleList(Layer(mapping, copies) for _ in range(LAYERS))
         self.register_buffer("rotary", torch.arange(WIDTH) / WIDTH, persistent=False)
         generator = torch.Generator().manual_seed(seed)
         with torch.no_grad():

@@ -13,6 +13,7 @@ from modelexpress.engines.trtllm.errors import BuilderMissing
 from modelexpress.errors import CheckpointError, ModelExpressError
 from modelexpress.settings import Settings
 from modelexpress.weights.staging_folder import PREFIX
+from tests.support.children import Child
 from tests.support.trtllm_build_processes import await_processes, ended
 from tests.support.trtllm_build_stand_in import install
 from tests.support.trtllm_checkpoints import config_of, plain_rank, write_checkpoint
@@ -128,6 +129,36 @@ def test_a_slow_builder_that_is_killed_is_a_failure_and_nothing_that_it_started_
     assert errors == ["trtllm-build failed with code -9"]
     wait_until(lambda: ended(helper))
     assert [path.name for path in engine.iterdir()] == ["rank7.engine"]
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL], ids=["terminated", "killed"])
+def test_no_builder_outlives_a_process_that_cannot_clean_up(
+    builder: Path, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: signal.Signals
+) -> None:
+    monkeypatch.setenv("STAND_IN_ENDS", "slow")
+    engine = tmp_path / "engine"
+    with Child("tests.support.trtllm_building", str(builder), str(folder), str(engine)) as loader:
+        processes = await_processes(engine)
+        guard = os.getpgid(processes[0])
+        loader.process.send_signal(number)
+        assert loader.process.wait(20) == -number
+        wait_until(lambda: all(ended(process) for process in (*processes, guard)), 5)
+
+
+def test_a_process_that_a_loader_has_forked_keeps_no_builder_alive(
+    builder: Path, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("STAND_IN_ENDS", "slow")
+    engine = tmp_path / "engine"
+    with Child("tests.support.trtllm_building", str(builder), str(folder), str(engine), "fork") as loader:
+        processes = await_processes(engine)
+        forked = loader.answer()
+        loader.kill()
+        try:
+            wait_until(lambda: all(ended(process) for process in processes), 5)
+            assert not ended(forked)
+        finally:
+            os.kill(forked, signal.SIGKILL)
 
 
 def test_a_builder_that_is_missing_is_said_with_the_remedy(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -7,11 +7,16 @@ from typing import Any
 import pytest
 
 from modelexpress.engines.trtllm.config import CheckpointConfig, rank_paths, read_config
-from modelexpress.engines.trtllm.identity import checkpoint_identity, header_name, is_header_name, world_size_of
-from modelexpress.engines.trtllm.rank_memory import RankFile
+from modelexpress.engines.trtllm.identity import (
+    checkpoint_identity,
+    described,
+    header_name,
+    is_header_name,
+    world_size_of,
+)
+from modelexpress.engines.trtllm.rank_memory import RankFile, RankMemory
 from modelexpress.errors import CheckpointError
 from modelexpress.identity import BackendFramework, SourceIdentity
-from modelexpress.transfer.manifest import Manifest
 from tests.support.trtllm_checkpoints import config_of, plain_rank, write_checkpoint
 
 CHUNK = 64 << 10
@@ -21,10 +26,10 @@ def parsed(fields: Any) -> CheckpointConfig:
     return CheckpointConfig.parse(json.dumps(fields).encode(), Path("config.json"))
 
 
-def manifests(folder: Path) -> list[Manifest]:
+def memories(folder: Path, chunk_bytes: int = CHUNK) -> list[RankMemory]:
     config = read_config(folder)
     files = [RankFile.open(path) for path in rank_paths(folder, config.world_size)]
-    return [file.read({"a.json": file.header}, CHUNK, lambda _: None).manifest for file in files]
+    return [file.read({"a.json": file.header}, chunk_bytes, lambda _: None) for file in files]
 
 
 def test_what_the_mapping_says() -> None:
@@ -82,12 +87,35 @@ def test_the_identity_tells_the_number_of_ranks_and_the_content(tmp_path: Path) 
     same = write_checkpoint(tmp_path / "same", config_of(2), plain_rank)
     other = write_checkpoint(tmp_path / "other", config_of(2), lambda rank: plain_rank(rank + 1))
     first, second, third = (
-        checkpoint_identity("llama", read_config(folder), manifests(folder), "r1") for folder in (one, same, other)
+        checkpoint_identity("llama", read_config(folder), memories(folder), "r1") for folder in (one, same, other)
     )
     assert first == second
     assert first.source_id != third.source_id, "shapes, dtypes and names are the same, values are not"
     assert world_size_of(first) == 2
     assert (first.backend_framework, first.dtype, first.revision) == (BackendFramework.TRT_LLM, "bfloat16", "r1")
+
+
+def test_the_identity_does_not_depend_on_how_a_source_cuts_chunks(tmp_path: Path) -> None:
+    folder = write_checkpoint(tmp_path / "one", config_of(2), plain_rank)
+    config = read_config(folder)
+    cut = [memories(folder, chunk_bytes) for chunk_bytes in (CHUNK, 2 * CHUNK, 64 << 20)]
+    assert len({checkpoint_identity("llama", config, each, "").source_id for each in cut}) == 1
+    assert len({each[0].manifest.chunk_bytes for each in cut}) == 3
+
+
+def test_what_tells_checkpoints_of_one_name_apart(tmp_path: Path) -> None:
+    assert said(tmp_path / "1", config_of(2)) == "2 ranks: tp 2, pp 1, bfloat16"
+    quantised = config_of(1, 2, quantization={"quant_algo": "FP8"}, dtype="float16")
+    assert said(tmp_path / "2", quantised, "r7") == "2 ranks: tp 1, pp 2, float16, FP8, revision r7"
+    context = config_of(1, mapping={"tp_size": 1, "cp_size": 2, "world_size": 2})
+    assert said(tmp_path / "3", context) == "2 ranks: tp 1, pp 1, cp 2, bfloat16"
+    stranger = SourceIdentity(model_name="m", dtype="x" * 10_000)
+    assert len(described(stranger)) < 200, "anybody may publish anything"
+
+
+def said(folder: Path, config: dict[str, Any], revision: str = "") -> str:
+    write_checkpoint(folder, config, plain_rank)
+    return described(checkpoint_identity("llama", read_config(folder), memories(folder), revision))
 
 
 def test_other_material_is_no_checkpoint() -> None:

@@ -2,13 +2,15 @@
 
 from collections.abc import Iterator
 from dataclasses import replace
+from pathlib import Path
 from typing import Any, cast
 
 import pytest
 
 import modelexpress as mx
 from modelexpress.engines.trtllm import MxModelLoader, delegated
-from modelexpress.engines.trtllm.delegated_identity import delegated_identity
+from modelexpress.engines.trtllm.delegated_identity import delegated_identity, without_sizes
+from modelexpress.engines.trtllm.rank_log import write_rank_log
 from modelexpress.errors import ConfigurationError, IdentityError
 from tests.support import trtllm_engine_double as engine
 
@@ -20,10 +22,12 @@ IDENTITY = engine.SourceIdentity("org/unit", rank=1, tp_size=4, ep_size=-1, opti
 def installed(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """The engine's double is where the engine would be, and this process has no worker."""
     monkeypatch.setenv("MX_SOURCE_QUERY_TIMEOUT", "0")
+    monkeypatch.delenv("MX_MODEL_REVISION", raising=False)
     monkeypatch.setattr(delegated, "process_worker", lambda *_: None)
     engine.install()
     yield
     engine.uninstall()
+    write_rank_log(0, mx.Settings())
 
 
 class Native(engine.HfCheckpointLoader):
@@ -85,11 +89,51 @@ def test_whatever_differs_makes_another_identity_but_the_folder_of_the_model() -
         delegated_identity(replace(IDENTITY, transform_abi_id="ABI-1"), 1),
         delegated_identity(replace(IDENTITY, model_fingerprint="F00D"), 1),
         delegated_identity(replace(IDENTITY, options={"kernel": "fused"}), 1),
+        delegated_identity(IDENTITY, 1, "r1"),
+        delegated_identity(IDENTITY, 1, "R1"),
         delegated_identity(IDENTITY, 1),
     ]
     assert len({identity.source_id for identity in others}) == len(others)
     here, there = (replace(IDENTITY, model_name=f"/{host}/llama") for host in "ab")
     assert delegated_identity(here, 1).source_id == delegated_identity(there, 1).source_id
+
+
+def test_checkpoints_of_one_name_are_told_apart_by_revision_or_content(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The folder's own name is the same in all of them, and so is all that the engine says."""
+
+    def revision(folder: Path) -> str:
+        return loader(Native(), checkpoint_dir=str(folder))._identity().revision
+
+    here, copy, trained = (
+        engine.checkpoint(tmp_path / name / "last", seed) for name, seed in zip("abc", (1, 1, 2), strict=True)
+    )
+    assert revision(here) == revision(copy) != revision(trained)
+    assert "" not in (revision(here), revision(trained))
+    assert revision(tmp_path / "no folder") == ""
+    monkeypatch.setenv("MX_MODEL_REVISION", "run-a")
+    assert revision(here) == revision(trained) == revision(tmp_path / "no folder") == "run-a"
+
+
+def test_a_checkpoint_that_cannot_be_looked_at_is_loaded_natively(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    (tmp_path / "model.safetensors").symlink_to(tmp_path / "nowhere")
+    native = Native()
+    assert loader(native, checkpoint_dir=str(tmp_path)).load_model(engine.Model(engine.Mapping())) is native.value
+    assert "set MX_MODEL_REVISION" in caplog.text
+
+
+def test_shards_of_the_same_weights_differ_in_nothing_but_sizes() -> None:
+    wide = delegated_identity(replace(IDENTITY, rank=0, tp_size=2, model_fingerprint="shapes"), 1)
+    other = delegated_identity(replace(IDENTITY, rank=0, tp_size=2, options={"kernel": "fused"}), 1)
+    own = without_sizes(delegated_identity(IDENTITY, 1))
+    assert without_sizes(replace(wide, tensor_parallel_size=4)) == own
+    assert without_sizes(replace(other, tensor_parallel_size=4)) != own
+    for text in ("", "[]", "{", "[" * 100_000):
+        strange = replace(wide, extra_parameters={"trtllm_source_identity": text})
+        assert without_sizes(strange) == strange
 
 
 @pytest.mark.parametrize(
@@ -173,3 +217,17 @@ def test_a_load_that_fails_in_an_unforeseen_way_is_done_natively(monkeypatch: py
     monkeypatch.setattr(delegated, "await_source", lambda *_: 1 / 0)
     native = Native()
     assert loader(native).load_model(engine.Model(engine.Mapping())) is native.value
+
+
+def test_what_cleaning_up_has_to_say_is_in_the_log_of_the_rank(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Stuck:
+        """A publication that cannot be closed."""
+
+        def close(self) -> None:
+            raise OSError("no more descriptors")
+
+    monkeypatch.setenv("MX_TRANSFER_LOG_DIR", str(tmp_path))
+    loading = loader(Native())
+    loading._publication = Stuck()  # type: ignore[assignment]
+    loading.cleanup()
+    assert "no more descriptors" in (tmp_path / "rank1.log").read_text()

@@ -3,6 +3,7 @@
 import contextlib
 import logging
 import sys
+import threading
 import types
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,12 +15,13 @@ from torch import nn
 
 import modelexpress as mx
 from modelexpress import trtllm_live_transfer as live
+from modelexpress.engines.trtllm import live as live_loading
 from modelexpress.engines.trtllm import live_publish
 from modelexpress.engines.trtllm.naming import live_identity, model_name_of
 from modelexpress.engines.trtllm.native import native, without_unknown
 from modelexpress.engines.trtllm.place import Place, place_of
 from modelexpress.engines.trtllm.presharded import mark_presharded
-from modelexpress.engines.trtllm.rank_log import rank_log
+from modelexpress.engines.trtllm.rank_log import write_rank_log
 from modelexpress.engines.trtllm.roles import Role, offers_weights, role_of
 from modelexpress.errors import ConfigurationError, NoSourceFound
 from modelexpress.settings import Settings
@@ -37,6 +39,17 @@ def environment(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MX_SOURCE_QUERY_TIMEOUT", "0")
     # One is made per process: it would be that of all tests.
     monkeypatch.setattr(live_publish, "process_worker", lambda *_: object())
+
+
+@pytest.fixture(autouse=True)
+def logs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """Where ranks write their logs; the next test has a folder of its own."""
+    monkeypatch.setenv("MX_TRANSFER_LOG_DIR", str(tmp_path / "logs"))
+    own = logging.getLogger("modelexpress")
+    level = own.level
+    yield tmp_path / "logs"
+    write_rank_log(0, Settings())
+    own.setLevel(level)
 
 
 @pytest.fixture
@@ -365,25 +378,52 @@ def test_publishing_what_is_no_model_raises_nothing(what: Any) -> None:
 
 def test_each_rank_writes_a_file_which_the_next_run_writes_anew(tmp_path: Path) -> None:
     own = logging.getLogger("modelexpress")
-    before = (list(own.handlers), own.level)
+    before = list(own.handlers)
     (tmp_path / "rank7.log").write_text("of another run\n")
     settings = Settings(transfer_log_dir=str(tmp_path))
-    with contextlib.suppress(ValueError), rank_log(7, settings):
-        own.info("first")
-        raise ValueError
-    with rank_log(7, settings):
-        own.info("second")
-    own.info("between")
+    for word in ("first", "second"):
+        write_rank_log(7, settings)
+        own.info(word)
+    thread = threading.Thread(target=own.info, args=("later",))
+    thread.start()
+    thread.join()
+    write_rank_log(7, Settings(transfer_log_dir=str(tmp_path / "elsewhere")))
+    own.info("elsewhere")
+    write_rank_log(7, settings)
+    own.info("again")
+    write_rank_log(7, Settings())
+    own.info("nowhere")
     text = (tmp_path / "rank7.log").read_text()
-    assert [line.rsplit(" ", 1)[-1] for line in text.splitlines()] == ["first", "second"]
-    assert (own.handlers, own.level) == before
+    assert [line.rsplit(" ", 1)[-1] for line in text.splitlines()] == ["first", "second", "later", "again"]
+    assert "elsewhere" in (tmp_path / "elsewhere" / "rank7.log").read_text()
+    assert own.handlers == before
 
 
 def test_a_folder_that_cannot_be_written_is_warned_of(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     (tmp_path / "file").touch()
-    with rank_log(0, Settings(transfer_log_dir=str(tmp_path / "file" / "logs"))):
-        pass
+    write_rank_log(0, Settings(transfer_log_dir=str(tmp_path / "file" / "logs")))
     assert "MX_TRANSFER_LOG_DIR" in caplog.text
+
+
+@pytest.mark.usefixtures("installed")
+@pytest.mark.parametrize("loader", [live.MxLiveCheckpointLoader, live.MxLiveWeightLoader])
+def test_an_error_that_nobody_foresaw_is_in_the_log_of_the_rank(
+    loader: Any, logs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(live_loading, "await_source", lambda *_: 1 / 0)
+    folder, mapping = str(engine.checkpoint(tmp_path / "whole")), engine.Mapping(1, 2)
+    with contextlib.suppress(ZeroDivisionError):
+        loader(NOWHERE).load_weights(folder, mapping=mapping, model=engine.Model(mapping))
+    text = (logs / "rank1.log").read_text()
+    assert "ZeroDivisionError: division by zero" in text
+    assert ("reading the checkpoint instead" in text) == (loader is live.MxLiveCheckpointLoader)
+
+
+@pytest.mark.usefixtures("installed")
+def test_that_the_checkpoint_is_read_instead_is_in_the_log_of_the_rank(logs: Path, tmp_path: Path) -> None:
+    folder, model = str(engine.checkpoint(tmp_path / "whole")), engine.Model(engine.Mapping())
+    live.MxLiveCheckpointLoader(NOWHERE).load_weights(folder, mapping=engine.Mapping(), model=model)
+    assert "reading the checkpoint instead: " in (logs / "rank0.log").read_text()
 
 
 @pytest.mark.usefixtures("installed")

@@ -59,7 +59,7 @@ def test_what_is_not_given_comes_from_the_environment(monkeypatch: pytest.Monkey
         "max_input_len": 2048,
         "max_seq_len": "9",
     }
-    assert loader.get_transfer_stats() == {}
+    assert loader.get_transfer_stats() == {"total_bytes": 0, "total_time": 0, "bandwidth_gbps": 0}
 
 
 def test_how_long_a_source_is_waited_for() -> None:

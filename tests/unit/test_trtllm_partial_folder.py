@@ -6,13 +6,16 @@ import mmap
 import os
 import shutil
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import NoReturn
 
 import pytest
 
 from modelexpress.engines.trtllm.errors import NoSpace
-from modelexpress.engines.trtllm.partial_folder import PARTIAL_NAME, PartialFolder, make_durable
+from modelexpress.engines.trtllm.partial_folder import PartialFolder, make_durable, partial_name
 from modelexpress.errors import CheckpointError
+from modelexpress.weights.staging_folder import PREFIX
+from tests.support.children import Child
 
 NAME = "checkpoint"
 HEADER = b"header"
@@ -48,7 +51,7 @@ def test_a_folder_that_another_load_removed_before_it_was_locked_is_made_anew(
     def end_the_other(descriptor: int, operation: int) -> None:
         if not removed:
             removed.append(True)
-            shutil.rmtree(tmp_path / PARTIAL_NAME)
+            shutil.rmtree(tmp_path / partial_name("checkpoint"))
         lock(descriptor, operation)
 
     monkeypatch.setattr(fcntl, "flock", end_the_other)
@@ -107,7 +110,7 @@ def test_what_was_received_outlives_a_disk_that_fails_at_the_end(
             with pytest.raises(CheckpointError, match="cannot complete"):
                 folder.commit(2, FILES)
         assert kept(folder) == [b"\1\1", b"\2\2"]
-        assert [path.name for path in tmp_path.iterdir()] == [PARTIAL_NAME]
+        assert [path.name for path in tmp_path.iterdir()] == [partial_name("checkpoint")]
 
 
 def fail(_: int) -> None:
@@ -121,7 +124,67 @@ def test_ranks_that_are_complete_outlive_one_that_is_missing(tmp_path: Path) -> 
         with pytest.raises(CheckpointError, match="cannot complete"):
             folder.commit(3, FILES)
         assert kept(folder) == [b"\1\1", b"\2\2"]
-    assert [path.name for path in tmp_path.iterdir()] == [PARTIAL_NAME]
+    assert [path.name for path in tmp_path.iterdir()] == [partial_name("checkpoint")]
+
+
+@pytest.mark.parametrize("before", ["nothing", "replace"])
+def test_a_kill_at_any_step_loses_nothing_and_leaves_nothing(tmp_path: Path, before: str) -> None:
+    steps = 0
+    with Child("tests.support.trtllm_commit_kills", str(tmp_path), before) as killing:
+        while (said := killing.answer()) != "through":
+            assert said["left"] in ((1, 2) if before == "replace" else (0, 2)), "what is in place is whole"
+            assert said["next"] == 0, "the next load had all that it needs"
+            assert (said["then"], said["listed"]) == (2, [NAME])
+            steps += 1
+    assert steps > 6
+
+
+def test_a_file_with_a_second_name_is_compared_where_no_folder_can_be_locked(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with PartialFolder(tmp_path, NAME) as folder:
+        fill(folder)
+        (left := tmp_path / f"{PREFIX}1-left").mkdir()
+        (left / "rank0.safetensors").hardlink_to(folder.path / "rank0.safetensors")
+
+    def refuse(*_: int) -> None:  # as NFS does for folders
+        raise OSError(errno.EBADF, os.strerror(errno.EBADF))
+
+    monkeypatch.setattr(fcntl, "flock", refuse)
+    with PartialFolder(tmp_path, NAME) as folder:
+        assert folder.kept(0, HEADER, SIZE) is None, "nobody writes to a file that may belong to a checkpoint"
+        (found,) = folder.in_place(0, HEADER, SIZE)
+        assert found.content[-2:] == b"\1\1"
+        assert folder.adopt(0, found)
+        assert folder.commit(2, FILES) == tmp_path / NAME
+
+
+def test_a_file_system_without_second_names_is_used(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object, **__: object) -> None:  # as some that programs serve do, which cannot be mounted here
+        raise OSError(errno.EOPNOTSUPP, os.strerror(errno.EOPNOTSUPP))
+
+    monkeypatch.setattr(os, "link", refuse)
+    with PartialFolder(tmp_path, NAME) as folder:
+        fill(folder)
+        with pytest.raises(CheckpointError, match="cannot complete"):
+            folder.commit(3, FILES)
+        assert kept(folder) == [b"\1\1", b"\2\2"]
+        folder.commit(2, FILES)
+    assert [path.name for path in tmp_path.iterdir()] == [NAME]
+
+
+def test_a_link_to_another_file_system_is_followed(tmp_path: Path) -> None:
+    with TemporaryDirectory(dir="/dev/shm") as elsewhere:
+        assert Path(elsewhere).stat().st_dev != tmp_path.stat().st_dev
+        (tmp_path / NAME).symlink_to(Path(elsewhere) / "place")
+        for _ in range(2):
+            with PartialFolder(tmp_path, NAME) as folder:
+                assert folder.path.parent == Path(elsewhere)
+                fill(folder)
+                folder.commit(2, FILES)
+            assert [path.name for path in Path(elsewhere).iterdir()] == ["place"]
+            assert (tmp_path / NAME / "config.json").read_bytes() == FILES["config.json"]
+    assert [path.name for path in tmp_path.iterdir()] == [NAME]
 
 
 def test_no_space_is_an_error_of_its_own(tmp_path: Path) -> None:
@@ -140,7 +203,7 @@ def test_a_file_that_cannot_be_mapped_is_named(tmp_path: Path, monkeypatch: pyte
 
         monkeypatch.setattr(os, "open", refuse)
         monkeypatch.setattr(mmap, "mmap", refuse)
-        for look in (folder.kept, folder.in_place):
+        for look in (folder.kept, lambda *which: list(folder.in_place(*which))):
             with pytest.raises(CheckpointError, match=r"cannot map .*rank0\.safetensors: Permission denied"):
                 look(0, HEADER, SIZE)
 

@@ -26,6 +26,9 @@ def publish(
     ] = None,
     name: NameOption = None,
     registry: RegistryOption = None,
+    ready_file: Annotated[
+        Path | None, typer.Option(help="A file to make when the registry lists every rank, for readiness probes.")
+    ] = None,
     as_json: JsonOption = False,
 ) -> None:
     """Read a checkpoint into memory once and serve every rank of it. Stop it with Ctrl-C or SIGTERM."""
@@ -48,6 +51,9 @@ def publish(
         while not publisher.wait_ready(0.1):
             if stop.is_set():
                 return
+        if ready_file is not None:
+            _touch(ready_file)
+            stack.callback(ready_file.unlink, missing_ok=True)
         ranks = publisher.publications
         if as_json:
             fields = {
@@ -106,6 +112,15 @@ def load(
     else:
         rate = stats["bandwidth_gbps"] / 8
         typer.echo(f"{stats['total_bytes'] / 1e9:.3f} GB in {stats['total_time']:.2f} s ({rate:.2f} GB/s)\n{path}")
+
+
+def _touch(path: Path) -> None:
+    from modelexpress.errors import ConfigurationError
+
+    try:
+        path.touch()
+    except OSError as error:
+        raise ConfigurationError(f"cannot create {path}: {error.strerror}; name another file") from error
 
 
 def _given(value: str, what: str, variable: str) -> str:

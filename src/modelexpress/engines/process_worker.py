@@ -1,4 +1,4 @@
-"""The worker of an engine's process: one, whatever the process loads and publishes."""
+"""The worker of an engine's process: one for each registry, whatever the process loads and publishes."""
 
 import logging
 import os
@@ -11,27 +11,31 @@ from modelexpress.settings import Settings
 logger = logging.getLogger(__name__)
 
 _lock = threading.Lock()
-_workers: dict[int, Worker] = {}
+_workers: dict[tuple[int, str], Worker] = {}
+"""By process, which may be a child of another one, and registry."""
 
 
 def process_worker(device: int, settings: Settings) -> Worker | None:
-    """Return this process's worker, which ends with the process; None, with the reason logged, where there can be none.
+    """Return this process's worker at a registry; None, with the reason logged, where there can be none.
+
+    It ends with the process.
 
     Where MX_ARTIFACT_READY_URL tells when the engine is ready, the registry hears of its sources then, else at once: an
     engine that fails before it serves is nobody's source. Who is sent here by its own source may read before that.
-    Two engines on one host want the same port: the second one gets any that is free.
+    Two workers on one host may want the same port: the second one gets any that is free.
 
     Args:
         device: Index of the accelerator that this process drives.
         settings: The registry, ports and timeouts.
     """
+    key = (os.getpid(), settings.registry)
     with _lock:
-        if os.getpid() not in _workers:
+        if key not in _workers:
             try:
-                _workers[os.getpid()] = _make(device, settings)
+                _workers[key] = _make(device, settings)
             except ModelExpressError as error:
                 logger.warning("this process cannot be a source: %s", error)
-        return _workers.get(os.getpid())
+        return _workers.get(key)
 
 
 def _make(device: int, settings: Settings) -> Worker:

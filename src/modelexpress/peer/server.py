@@ -1,6 +1,8 @@
 """The worker server: the one gRPC port of a worker, for all of its materials."""
 
+import errno
 import logging
+import socket
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from types import TracebackType
@@ -47,6 +49,7 @@ class WorkerServer:
         reader_limit: Readers of one material at once, as long as others can read from these.
         uplink: Bytes a second that all readers together may read; 0: no limit.
         tls: Files for TLS; None speaks plain text.
+        any_port: Another port is as good: no warning when `port` is taken.
 
     Raises:
         ConfigurationError: The address cannot be bound, or a TLS file cannot be read.
@@ -64,6 +67,7 @@ class WorkerServer:
         reader_limit: int = 1,
         uplink: int = 0,
         tls: ServerTls | None = None,
+        any_port: bool = False,
     ) -> None:
         self.shelf = Shelf(worker_id, transports, lease_ttl, reader_limit=reader_limit, uplink=uplink)
         self._transports = tuple(transports)
@@ -75,6 +79,10 @@ class WorkerServer:
         )
         peer_pb2_grpc.add_PeerServiceServicer_to_server(PeerService(self.shelf), self._server)
         p2p_pb2_grpc.add_WorkerServiceServicer_to_server(WorkerService(self.shelf), self._server)
+        if port and _is_taken(host, port):
+            level = logging.DEBUG if any_port else logging.WARNING
+            logger.log(level, "port %d of the worker server is taken; using a free one (MX_WORKER_GRPC_PORT)", port)
+            port = 0
         self._port: int | None = _bind(self._server, host, port, tls.credentials() if tls else None)
         self._server.start()
 
@@ -100,6 +108,20 @@ class WorkerServer:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
+
+
+def _is_taken(host: str, port: int) -> bool:
+    """Return whether somebody listens on a port; gRPC would print lines of its own on finding that out."""
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    try:
+        with socket.socket(family) as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            if family == socket.AF_INET6:
+                probe.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 0)
+            probe.bind((host, port))
+    except OSError as error:
+        return error.errno == errno.EADDRINUSE  # gRPC says of other errors what they are
+    return False
 
 
 def _bind(server: grpc.Server, host: str, port: int, credentials: grpc.ServerCredentials | None) -> int:

@@ -47,6 +47,7 @@ class Worker:
         transports: What materials are opened on; None: every one that works here.
         ready: Asks whether the engine beside it is ready: the registry is not told of anything before that; None: it
             is told at once.
+        any_port: Another port than the one that `device` selects is as good: no warning when that one is taken.
 
     Raises:
         ConfigurationError: The worker server cannot listen, or the token or a TLS file cannot be read.
@@ -60,6 +61,7 @@ class Worker:
         settings: Settings | None = None,
         transports: Sequence[Transport] | None = None,
         ready: Probe | None = None,
+        any_port: bool = False,
     ) -> None:
         settings = settings or Settings.read()
         registry = registry or settings.registry
@@ -84,6 +86,7 @@ class Worker:
             reader_limit=settings.reader_limit,
             uplink=settings.uplink_limit,
             tls=_tls(settings),
+            any_port=any_port,
         )
         self._client = Client(registry)
         self._publications: list[Publication] = []

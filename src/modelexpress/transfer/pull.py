@@ -23,7 +23,12 @@ WINDOW = 3
 """Batches on their way at once: one lands, one waits behind it, one is being asked for."""
 
 Progress = Callable[[int], None]
-"""Called with the number of bytes verified so far, from the thread that pulls."""
+"""Called with the number of bytes verified so far, from the thread that pulls; it may raise to end the pull.
+
+It is called now and then though nothing arrives, so that no source that stands still keeps a pull from its end.
+"""
+
+_BEAT_SECONDS = 0.5
 
 
 Verified = Callable[[Pieces], None]
@@ -207,10 +212,24 @@ class _Pull:
     def _land(self, deadline: float) -> None:
         """Wait for the oldest batch and begin its check, which goes on while others are waited for."""
         batch, transfer = self._travelling.popleft()
-        transfer.wait(self._left(deadline))
+        self._wait(transfer, deadline)
         pending = self._checker.start(batch.pieces)
         self._checking.append((batch, self._pool.submit(self._checker.finish, batch.pieces, pending, batch.edges)))
         self._settle(sum(future.done() for _, future in self._checking))
+
+    def _wait(self, transfer: Transfer, deadline: float) -> None:
+        while not transfer.done():
+            try:
+                transfer.wait(min(self._left(deadline), _BEAT_SECONDS))
+            except TransferTimeout:
+                if transfer.done():
+                    raise  # not this moment has passed, but the reader's patience
+                self._tell()
+        transfer.wait(_BEAT_SECONDS)
+
+    def _tell(self) -> None:
+        if self._progress is not None:
+            self._progress(self._verified)
 
     def _settle(self, count: int) -> None:
         """Take the results of the `count` oldest checks."""
@@ -220,8 +239,7 @@ class _Pull:
                 self._checking.clear()  # the pool sees them through; the first error is the one to tell
             future.result()
             self._verified += batch.nbytes
-            if self._progress is not None:
-                self._progress(self._verified)
+            self._tell()
 
     def _check_overlaps(self) -> None:
         """Check again what a later piece may have overwritten: tensors of the target that share bytes."""

@@ -7,9 +7,11 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
+from modelexpress.engines.trtllm import build_guard
 from modelexpress.engines.trtllm.errors import BuilderMissing, BuildFailed
 from modelexpress.settings import Settings
 from modelexpress.weights.staging_folder import StagingFolder
@@ -51,7 +53,8 @@ def build_engine(builder: Path, checkpoint: Path, engine: Path, config: BuildCon
     """Build an engine and return its folder. What the builder prints appears on standard error as it comes.
 
     It is built under a hidden name beside its folder, and moved into place when it is complete: one that is there stays
-    until then. Of one that could not be built nothing is left.
+    until then. Of one that could not be built nothing is left. The builder and what it starts end with this process,
+    however that ends.
 
     Args:
         builder: The program.
@@ -90,16 +93,38 @@ def _command(builder: Path, checkpoint: Path, output: Path, config: BuildConfig)
 def _run(command: Sequence[str]) -> int:
     """Run a program with all that it starts, and return its exit status."""
     logger.info("running %s", " ".join(command))
-    try:
-        # Standard output belongs to the caller, who may print something for programs there.
-        process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=sys.__stderr__, start_new_session=True)
-    except OSError as error:
-        raise BuildFailed(f"{command[0]} cannot be started: {error.strerror}; install TensorRT-LLM again") from error
-    try:
-        # It is not reaped yet, so that the number of its group cannot be another's.
-        os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOWAIT)
-    finally:
-        # Also when this process is told to end. Nothing that the program left running may write to the engine.
-        os.killpg(process.pid, signal.SIGKILL)
-        code = process.wait()
+    with _group() as group:
+        try:
+            # Standard output belongs to the caller, who may print something for programs there.
+            process = subprocess.Popen(
+                command, stdin=subprocess.DEVNULL, stdout=sys.__stderr__, process_group=group.pid
+            )
+        except OSError as error:
+            raise BuildFailed(
+                f"{command[0]} cannot be started: {error.strerror}; install TensorRT-LLM again"
+            ) from error
+        try:
+            # It is not reaped yet, so that nothing of its group ends up in another's.
+            os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOWAIT)
+        finally:
+            # Also when this process is told to end. Nothing that the program left running may write to the engine.
+            os.killpg(group.pid, signal.SIGKILL)
+            code = process.wait()
     return code
+
+
+@contextmanager
+def _group() -> "Iterator[subprocess.Popen[bytes]]":
+    """Yield the guard of a group of processes, which ends with this process, however that ends, or with the block."""
+    command = [sys.executable, "-I", "-S", build_guard.__file__, str(os.getpid())]
+    nowhere = subprocess.DEVNULL
+    try:
+        guard = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=nowhere, stderr=nowhere, process_group=0)
+    except OSError as error:
+        raise BuildFailed(f"{command[0]} cannot be started: {error.strerror}; free processes and memory") from error
+    with guard:
+        try:
+            yield guard
+        finally:
+            # It is not reaped yet, so that the number of its group cannot be another's.
+            os.killpg(guard.pid, signal.SIGKILL)

@@ -1,21 +1,23 @@
 """The loader that TensorRT-LLM hands the loading of a model to, from version 1.3 on."""
 
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
+from functools import cached_property
 from typing import Any
 
 import torch
 
+from modelexpress.engines.identity import revision_of
 from modelexpress.engines.process_worker import process_worker
-from modelexpress.engines.restoring import restored_on_error
-from modelexpress.engines.trtllm.delegated_identity import delegated_identity
+from modelexpress.engines.trtllm.delegated_identity import delegated_identity, without_sizes
 from modelexpress.engines.trtllm.harmless import harmless
 from modelexpress.engines.trtllm.native import native, without_unknown
 from modelexpress.engines.trtllm.place import device_index, place_of
 from modelexpress.engines.trtllm.presharded import RUNTIME_ALIASES
-from modelexpress.engines.trtllm.rank_log import rank_log
+from modelexpress.engines.trtllm.rank_log import write_rank_log
 from modelexpress.engines.trtllm.registry_address import with_registry
-from modelexpress.errors import ConfigurationError, ModelExpressError
+from modelexpress.engines.trtllm.undoing import undone_on_error
+from modelexpress.errors import ConfigurationError, IdentityError, ModelExpressError, PartialModel
 from modelexpress.identity import SourceIdentity
 from modelexpress.peer import Publication, Worker
 from modelexpress.settings import Settings
@@ -27,9 +29,6 @@ from modelexpress.weights.rank_tensors import every_part, rank_tensors
 from modelexpress.weights.settle import settle
 
 logger = logging.getLogger(__name__)
-
-_SMALL_BYTES = 1 << 20
-"""Parameters of no more bytes than this are restored after a failed load; checkpoints hold the larger ones."""
 
 
 class MxModelLoader:
@@ -74,6 +73,7 @@ class MxModelLoader:
         self._p2p_enabled = p2p_enabled
         self._settings = with_registry(mx_server_url, Settings.read())
         self._place = place_of(mapping)
+        write_rank_log(self._place.rank, self._settings)
         self._publication: Publication | None = None
         self.p2p_succeeded = False
 
@@ -94,19 +94,22 @@ class MxModelLoader:
 
         Raises:
             ConfigurationError: No peer delivered, and the engine's loader is not installed.
+            PartialModel: A transfer failed after weights had been overwritten, and the device had no room to keep what
+                they were: the engine's loader might leave some of them as they are now.
         """
         self.p2p_succeeded = False
-        with rank_log(self._place.rank, self._settings):
-            try:
-                identity = self._identity()
-                self._receive(model, identity)
-            except ModelExpressError as error:
-                logger.warning("[Worker %d] loading natively: %s", self._place.rank, error)
-            except Exception:  # whatever it was, the engine's loader overwrites everything
-                logger.exception("[Worker %d] loading natively: this is a defect, please report it", self._place.rank)
-            else:
-                self.p2p_succeeded = True
-                return {}
+        try:
+            self._receive(model, self._identity())
+        except PartialModel as error:
+            logger.error("[Worker %d] not loaded: %s", self._place.rank, error)
+            raise
+        except ModelExpressError as error:
+            logger.warning("[Worker %d] loading natively: %s", self._place.rank, error)
+        except Exception:  # whatever it was, the model is as it was made
+            logger.exception("[Worker %d] loading natively: this is a defect, please report it", self._place.rank)
+        else:
+            self.p2p_succeeded = True
+            return {}
         loader = native("hf.checkpoint_loader", "HfCheckpointLoader").load_weights
         given = without_unknown(loader, self._native_kwargs)
         return loader(self._checkpoint_loader, self._checkpoint_dir, mapping=self._mapping, **given)
@@ -114,7 +117,7 @@ class MxModelLoader:
     def publish_model(self, model: torch.nn.Module) -> None:
         """Offer a model whose transforms are through, whichever way it was loaded. Never raises."""
         outcome = f"[Worker {self._place.rank}] not becoming a source"
-        with rank_log(self._place.rank, self._settings), harmless(outcome):
+        with harmless(outcome):
             self._offer(model, self._identity())
 
     def cleanup(self) -> None:
@@ -129,16 +132,27 @@ class MxModelLoader:
             raise ConfigurationError("TensorRT-LLM has not qualified this model for weights that are transformed")
         if not self._settings.p2p_metadata:
             raise ConfigurationError("MX_P2P_METADATA=0 leaves nobody to share weights with")
-        return delegated_identity(self._source_identity, self._version)
+        return delegated_identity(self._source_identity, self._version, self._revision)
+
+    @cached_property
+    def _revision(self) -> str:
+        """What tells the checkpoint from others of its name; of a folder's content, as it was when this was asked."""
+        try:
+            return revision_of(str(self._checkpoint_dir), None, None, self._settings)
+        except OSError as error:
+            raise IdentityError(
+                f"the checkpoint cannot be told from others of its name: {error}; set MX_MODEL_REVISION"
+            ) from error
 
     def _receive(self, model: torch.nn.Module, identity: SourceIdentity) -> None:
         """Fill the model from a peer; its structure is left alone where there is none.
 
         Raises:
-            ModelExpressError: No peer delivered; parameters may have been overwritten.
+            PartialModel: The transfer failed, and the model is not what it was.
+            ModelExpressError: No peer delivered; all values are as before.
         """
         rank = self._place.rank
-        await_source(identity, rank, self._settings)
+        await_source(identity, rank, self._settings, without_sizes)
         try:
             self._prepare(model)
         except Exception as error:  # whatever the engine's own callback raises
@@ -148,7 +162,7 @@ class MxModelLoader:
         if worker is not None:
             # What lies within other tensors is not received by itself, and must move with them.
             settle(catalogue(every_part(model)))
-        with restored_on_error(_not_loaded_natively(model, tensors)):
+        with undone_on_error(tensors.values()):
             report = load(tensors, identity, rank, worker=worker, settings=self._settings)
         if worker is not None:
             self._publication = _publication_of(worker, identity)
@@ -176,12 +190,6 @@ class MxModelLoader:
 
     def _worker(self) -> Worker | None:
         return process_worker(device_index(self._place), self._settings)
-
-
-def _not_loaded_natively(model: torch.nn.Module, tensors: Mapping[str, torch.Tensor]) -> list[torch.Tensor]:
-    """Return what a checkpoint may not hold: everything that is no parameter, and the small parameters."""
-    parameters = {name for name, _ in model.named_parameters(remove_duplicate=False)}
-    return [tensor for name, tensor in tensors.items() if name not in parameters or tensor.nbytes <= _SMALL_BYTES]
 
 
 def _publication_of(worker: Worker, identity: SourceIdentity) -> Publication | None:

@@ -8,8 +8,9 @@ from dataclasses import dataclass
 
 from modelexpress.client import Client
 from modelexpress.engines.trtllm.errors import SourceNotFound
-from modelexpress.engines.trtllm.identity import world_size_of
+from modelexpress.engines.trtllm.identity import described, world_size_of
 from modelexpress.errors import LoadError, RegistryUnreachable
+from modelexpress.identity import SourceIdentity
 from modelexpress.settings import Settings
 from modelexpress.wire.records import SourceRef, SourceStatus
 
@@ -95,21 +96,30 @@ def _look(client: Client, model_name: str, source_id: str | None) -> _Seen:
         if source_id in (None, ref.source_id):
             ranks[ref.source_id].add(ref.worker_rank)
             example[ref.source_id] = ref
-    sizes = {each: size for each, ref in example.items() if (size := _world_size(client, ref)) is not None}
+    identities = {each: found for each, ref in example.items() if (found := _identity(client, ref)) is not None}
+    sizes = {each: size for each, said in identities.items() if (size := world_size_of(said)) is not None}
     complete = sorted(each for each, size in sizes.items() if ranks[each] >= set(range(size)))
     if len(complete) > 1:
-        raise LoadError(
-            f"{len(complete)} checkpoints of '{model_name}' are published ({', '.join(complete)}): "
-            "name the one that is meant by its source id"
-        )
+        raise LoadError(_several(model_name, {each: identities[each] for each in complete}))
     if complete:
         return _Seen(Published(complete[0], sizes[complete[0]]), "")
     return _Seen(None, _why(client.address, model_name, sizes, ranks))
 
 
-def _world_size(client: Client, ref: SourceRef) -> int | None:
+def _identity(client: Client, ref: SourceRef) -> SourceIdentity | None:
     found = client.get(ref.source_id, ref.worker_id)
-    return world_size_of(found[1]) if found is not None else None
+    return found[1] if found is not None else None
+
+
+def _several(model_name: str, identities: Mapping[str, SourceIdentity]) -> str:
+    """Return what to do where several checkpoints have one name."""
+    said = {each: described(identity) for each, identity in identities.items()}
+    alike = ", which differ in their weights or files" if len(set(said.values())) < len(said) else ""
+    listed = "; ".join(f"{each} ({what})" for each, what in said.items())
+    return (
+        f"{len(said)} checkpoints of '{model_name}' are published{alike}: {listed}; name the one that is meant by its "
+        "source id (--source-id, or source_id=), or publish them under names of their own"
+    )
 
 
 def _why(registry: str, model_name: str, sizes: Mapping[str, int], ranks: Mapping[str, set[int]]) -> str:

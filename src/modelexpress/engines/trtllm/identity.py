@@ -5,14 +5,15 @@ import re
 from collections.abc import Iterable, Mapping
 
 from modelexpress.engines.trtllm.config import MOST_RANKS, CheckpointConfig
+from modelexpress.engines.trtllm.rank_memory import CONTENT_CHUNK_BYTES, RankMemory
 from modelexpress.identity import BackendFramework, SourceIdentity
-from modelexpress.transfer.manifest import Manifest
 
 LAYOUT_KEY = "trtllm_weight_layout"
 LAYOUT = "checkpoint"
 WORLD_SIZE_KEY = "trtllm_world_size"
 CONTENT_KEY = "trtllm_content"
 
+_MOST_SAID = 60
 _HEADER_NAME = re.compile(r"rank\d+\.header\.json")
 
 
@@ -27,7 +28,7 @@ def is_header_name(path: str) -> bool:
 
 
 def checkpoint_identity(
-    model_name: str, config: CheckpointConfig, manifests: Iterable[Manifest], revision: str
+    model_name: str, config: CheckpointConfig, memories: Iterable[RankMemory], revision: str
 ) -> SourceIdentity:
     """Return the identity of a checkpoint.
 
@@ -36,7 +37,7 @@ def checkpoint_identity(
     Args:
         model_name: As targets ask for it.
         config: Of the checkpoint.
-        manifests: Of its ranks, in order.
+        memories: Its ranks, in order.
         revision: As MX_MODEL_REVISION names it.
     """
     return SourceIdentity(
@@ -50,7 +51,7 @@ def checkpoint_identity(
         extra_parameters={
             LAYOUT_KEY: LAYOUT,
             WORLD_SIZE_KEY: str(config.world_size),
-            CONTENT_KEY: _content(manifests),
+            CONTENT_KEY: _content(memories),
         },
     )
 
@@ -67,12 +68,23 @@ def world_size_of(identity: SourceIdentity) -> int | None:
     return int(size) if 1 <= int(size) <= MOST_RANKS else None
 
 
-def _content(manifests: Iterable[Manifest]) -> str:
+def described(identity: SourceIdentity) -> str:
+    """Return in a few words what a published checkpoint is, to tell it from others of the same name."""
+    tensor, pipeline = identity.tensor_parallel_size, identity.pipeline_parallel_size
+    ranks = world_size_of(identity) or 0
+    sizes = f"{ranks} rank{'s' * (ranks != 1)}: tp {tensor}, pp {pipeline}"
+    if tensor * pipeline and ranks > tensor * pipeline:
+        sizes += f", cp {ranks // (tensor * pipeline)}"
+    revision = identity.revision and f"revision {identity.revision}"
+    return ", ".join(part[:_MOST_SAID] for part in (sizes, identity.dtype, identity.quantization, revision) if part)
+
+
+def _content(memories: Iterable[RankMemory]) -> str:
     digest = hashlib.sha256()
-    for manifest in manifests:
+    for memory in memories:
         # Both decide what a rank's file is: its header, which is among the files, and the digests of its tensors.
-        for file in manifest.files:
+        for file in memory.manifest.files:
             digest.update(f"{file.path}\0{file.sha256}\0".encode())
-        digest.update(f"{manifest.chunk_bytes}\0{len(manifest.digests)}\0".encode())
-        digest.update(manifest.digests.tobytes())
+        digest.update(f"{CONTENT_CHUNK_BYTES}\0{len(memory.content)}\0".encode())
+        digest.update(memory.content.tobytes())
     return digest.hexdigest()[:32]

@@ -10,7 +10,7 @@ from modelexpress.engines.trtllm.live_publish import BuildIdentity, identity_at,
 from modelexpress.engines.trtllm.naming import model_name_of
 from modelexpress.engines.trtllm.place import Place, place_of
 from modelexpress.engines.trtllm.presharded import RUNTIME_ALIASES, mark_presharded
-from modelexpress.engines.trtllm.rank_log import rank_log
+from modelexpress.engines.trtllm.rank_log import write_rank_log
 from modelexpress.engines.trtllm.registry_address import with_registry
 from modelexpress.engines.trtllm.roles import Role, role_of
 from modelexpress.errors import ConfigurationError, ModelExpressError, NoSourceFound
@@ -59,17 +59,20 @@ class LiveWeightLoader:
             PartialModel: The load failed after weights had been overwritten.
             ModelExpressError: The load failed, and the model is as before.
         """
+        settings, place = self.settings, place_of(mapping, model)
+        write_rank_log(place.rank, settings)
         if not isinstance(model, torch.nn.Module):
             raise ConfigurationError("there is no model to fill: the engine passes `model=` with LoadFormat.PRESHARDED")
-        settings, place = self.settings, place_of(mapping, model)
         mark_presharded(model, False)  # until it is true: where this fails, the engine reads a checkpoint
         note_checkpoint(model, str(checkpoint_dir), self.mx_server)
-        with rank_log(place.rank, settings):
-            try:
-                self._receive(model, model_name_of(settings.model_name or str(checkpoint_dir)), place, settings)
-            except ModelExpressError as error:
-                logger.warning("rank %d took nothing from a peer: %s", place.rank, error)
-                raise
+        try:
+            self._receive(model, model_name_of(settings.model_name or str(checkpoint_dir)), place, settings)
+        except ModelExpressError as error:
+            logger.warning("rank %d took nothing from a peer: %s", place.rank, error)
+            raise
+        except Exception:  # the engine goes on without a word, whatever it was
+            logger.exception("rank %d took nothing from a peer: this is a defect, please report it", place.rank)
+            raise
         return {}
 
     def cleanup(self) -> None:

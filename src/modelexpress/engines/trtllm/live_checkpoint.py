@@ -55,10 +55,10 @@ class LiveCheckpointLoader:
                 if role is Role.TARGET:
                     raise
                 logger.info("reading the checkpoint instead: %s", error)
-            except Exception:  # whatever it was, the checkpoint is there, and overwrites everything
+            except Exception as error:  # whatever it was, the checkpoint is there, and overwrites everything
                 if role is Role.TARGET:
                     raise
-                logger.exception("reading the checkpoint instead: this is a defect, please report it")
+                logger.warning("reading the checkpoint instead, because of a defect (%s)", type(error).__name__)
             else:
                 self._preloaded = True
                 return found

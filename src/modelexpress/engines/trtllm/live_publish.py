@@ -16,7 +16,7 @@ from modelexpress.engines.trtllm.late import what_may_change
 from modelexpress.engines.trtllm.naming import model_name_of
 from modelexpress.engines.trtllm.place import Place, device_index, place_of
 from modelexpress.engines.trtllm.presharded import RUNTIME_ALIASES
-from modelexpress.engines.trtllm.rank_log import rank_log
+from modelexpress.engines.trtllm.rank_log import write_rank_log
 from modelexpress.engines.trtllm.registry_address import with_registry
 from modelexpress.engines.trtllm.roles import offers_weights
 from modelexpress.errors import ConfigurationError
@@ -93,11 +93,11 @@ def offer_model(model: Any, build: BuildIdentity) -> None:
         # Before anything can fail: what failed once, wherever it did, is not made up for.
         _known.attempts.setdefault(model, Attempt.FAILED)
         settings, place = _settings_for(model), place_of(model=model)
-        with rank_log(place.rank, settings):
-            if known is not None:
-                logger.info("this model has had its attempt to become a source (%s)", _outcome(known))
-                return
-            _known.attempts[model] = _attempt(model, build, place, settings)
+        write_rank_log(place.rank, settings)
+        if known is not None:
+            logger.info("this model has had its attempt to become a source (%s)", _outcome(known))
+            return
+        _known.attempts[model] = _attempt(model, build, place, settings)
 
 
 def look_after_model(worker: Any, build: BuildIdentity) -> None:
@@ -125,16 +125,16 @@ def look_after_model(worker: Any, build: BuildIdentity) -> None:
                 offer_model(model, build)
                 return
             reason = f"it was not offered, and {suspect} may have changed its weights"
-        with rank_log(place_of(model=model).rank, _settings_for(model)):
-            if isinstance(known, UnprocessedSource):
-                after_post_load(model)
-            else:
-                logger.warning(
-                    "%s (%s): the post-load step is over, and targets would take it a second time; "
-                    "publish_model_params must be called before it",
-                    _NOT,
-                    reason,
-                )
+        write_rank_log(place_of(model=model).rank, _settings_for(model))
+        if isinstance(known, UnprocessedSource):
+            after_post_load(model)
+        else:
+            logger.warning(
+                "%s (%s): the post-load step is over, and targets would take it a second time; "
+                "publish_model_params must be called before it",
+                _NOT,
+                reason,
+            )
 
 
 def after_post_load(model: torch.nn.Module) -> tuple[str, ...]:
@@ -178,7 +178,7 @@ def _offer(
     if worker is None:
         return Attempt.FAILED  # the reason is logged
     tensors = rank_tensors(model, RUNTIME_ALIASES)
-    source = offer_unprocessed(model, tensors, identity, place.rank, worker=worker, settings=settings)
+    source = offer_unprocessed(model, identity, place.rank, worker=worker, tensors=tensors, settings=settings)
     # What is offered keeps memory that nobody else may have by now: it must not outlive the model.
     weakref.finalize(model, _withdraw, source.publication).atexit = False
     nbytes = sum(tensor.nbytes for tensor in tensors.values())

@@ -4,7 +4,7 @@ import errno
 import mmap
 import os
 import shutil
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,11 +16,10 @@ from modelexpress.engines.trtllm.errors import NoSpace
 from modelexpress.errors import CheckpointError
 from modelexpress.memory.file_backed import FileMapping, address_of, start_writing
 from modelexpress.weights.folder_lock import lock_folder
-from modelexpress.weights.staging_folder import StagingFolder
-
-PARTIAL_NAME = ".checkpoint-partial"
+from modelexpress.weights.staging_folder import StagingFolder, remove_abandoned
 
 _NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+_NO_LINKS = (errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK)
 
 
 @dataclass(frozen=True, eq=False)
@@ -78,6 +77,8 @@ class MappedFile:
 class PartialFolder:
     """A hidden folder beside the checkpoint, used by one load at a time where folders can be locked.
 
+    Whatever the moment at which a load is killed, every byte that was received is in it, or in the checkpoint in place.
+
     Args:
         output: Where the checkpoint's folder is to be.
         name: Of the checkpoint's folder.
@@ -91,14 +92,17 @@ class PartialFolder:
     """
 
     def __init__(self, output: Path, name: str) -> None:
-        self._target = output / name
-        self.path = output / PARTIAL_NAME
+        # A link to a folder is followed, so that everything is on the file system that it leads to.
+        self._target = Path(os.path.realpath(output / name))
+        self.path = self._target.with_name(partial_name(self._target.name))
         self._lock = -1
 
     def __enter__(self) -> Self:
         try:
             StagingFolder(self._target, overwrite=True).check()
             self._lock = self._create()
+            # A load that was killed while it put a checkpoint in place has left second names of files that are here.
+            remove_abandoned(self._target.parent)
         except BlockingIOError:
             raise CheckpointError(f"another load writes into {self.path.parent}: name another output folder") from None
         except OSError as error:
@@ -132,20 +136,24 @@ class PartialFolder:
             return None
         return MappedFile(path, _map(path, nbytes, writable=True), used=True)
 
-    def in_place(self, rank: int, header: bytes, nbytes: int) -> MappedFile | None:
-        """Return the same file of the checkpoint that is in place, to be compared; None without one.
+    def in_place(self, rank: int, header: bytes, nbytes: int) -> Iterator[MappedFile]:
+        """Yield files that may be the same, to be compared: they belong to a checkpoint that is in place.
 
         Raises:
-            CheckpointError: It is there and cannot be mapped.
+            CheckpointError: One is there and cannot be mapped.
         """
-        path = self._target / rank_name(rank)
-        if _stat_of(path, header, nbytes) is None:
-            return None
-        return MappedFile(path, _map(path, nbytes, writable=False), used=True)
+        here = self.path / rank_name(rank)
+        for path in (self._target / rank_name(rank), here):
+            found = _stat_of(path, header, nbytes)
+            # Here alone: the second name is in a folder that could not be removed, where folders cannot be locked.
+            if found is not None and (path != here or found.st_nlink > 1):
+                yield MappedFile(path, _map(path, nbytes, writable=False), used=True)
 
     def adopt(self, rank: int, file: MappedFile) -> bool:
         """Take a file of the checkpoint that is in place as it is; return whether the file system can do that."""
         path = self.path / rank_name(rank)
+        if file.path == path:
+            return True
         try:
             path.unlink(missing_ok=True)
             os.link(file.path, path)
@@ -175,7 +183,7 @@ class PartialFolder:
             raise self._cannot_write(rank, nbytes, error) from error
 
     def commit(self, world_size: int, files: Mapping[str, bytes]) -> Path:
-        """Move what was received into place, and return the path of the checkpoint.
+        """Put what was received in place, and return the path of the checkpoint.
 
         Args:
             world_size: Number of ranks, all of which are complete and durable.
@@ -191,7 +199,7 @@ class PartialFolder:
                     (staging.path / path).parent.mkdir(parents=True, exist_ok=True)
                     (staging.path / path).write_bytes(content)
                 for name in names:
-                    (self.path / name).rename(staging.path / name)
+                    _put(self.path / name, staging.path / name)
                 staging.publish()
             except BaseException as error:  # Ctrl-C, too, must not throw away what was received; it is raised again
                 self._take_back(staging.path, names)
@@ -210,6 +218,8 @@ class PartialFolder:
 
     def _take_back(self, staging: Path, names: Iterable[str]) -> None:
         for name in names:
+            if (self.path / name).exists():
+                continue
             with suppress(OSError):  # it never left, or lies where the checkpoint belongs already
                 (staging / name).rename(self.path / name)
 
@@ -221,6 +231,11 @@ class PartialFolder:
             f"rank {rank} needs {nbytes} bytes in {self.path}, where {disk.f_bavail * disk.f_frsize} are available: "
             f"{error.strerror}; free space, raise the limit, or choose another disk"
         )
+
+
+def partial_name(name: str) -> str:
+    """Return the name of the hidden folder beside a checkpoint's folder of a name."""
+    return f".{name}-partial"
 
 
 def make_durable(path: Path) -> None:
@@ -240,6 +255,16 @@ def make_durable(path: Path) -> None:
             # In memory it still looks right, and a second attempt would report success: nobody may go on with it.
             path.unlink()
         raise CheckpointError(f"the disk of {path} failed: {error.strerror}") from error
+
+
+def _put(received: Path, place: Path) -> None:
+    """Give a file a second name, so that a kill loses neither; move it where the file system knows no second names."""
+    try:
+        place.hardlink_to(received)
+    except OSError as error:
+        if error.errno not in _NO_LINKS:
+            raise
+        received.rename(place)
 
 
 def _stat_of(path: Path, header: bytes, nbytes: int) -> os.stat_result | None:

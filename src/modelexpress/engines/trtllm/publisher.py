@@ -85,8 +85,7 @@ class MxTrtllmSourcePublisher:
         started = time.perf_counter()
         config = read_config(self.checkpoint_dir)
         memories = self._read(config)
-        manifests = [memory.manifest for memory in memories]
-        identity = checkpoint_identity(self.model_name, config, manifests, self._settings.model_revision)
+        identity = checkpoint_identity(self.model_name, config, memories, self._settings.model_revision)
         self.config = dict(config.fields)
         with ExitStack() as undo:
             publications = [self._publish(undo, identity, rank, memory) for rank, memory in enumerate(memories)]

@@ -2,8 +2,6 @@
 
 import logging
 import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 from modelexpress.engines.messages import show_in_log_of
@@ -19,47 +17,44 @@ _FORMAT = "%(asctime)s %(levelname)s %(name)s: %(message)s"
 _lock = threading.Lock()
 _begun: set[Path] = set()
 """Files that this process has begun: those are continued, while those of another run are written anew."""
+_open: dict[Path, logging.Handler] = {}
+"""What writes now, by file."""
 
 
-@contextmanager
-def rank_log(rank: int, settings: Settings) -> Iterator[None]:
-    """Write what this package logs within the block to `rank<N>.log` in MX_TRANSFER_LOG_DIR, where that is set.
+def write_rank_log(rank: int, settings: Settings) -> None:
+    """Write what this package logs from now on to `rank<N>.log` in MX_TRANSFER_LOG_DIR, where that is set.
 
-    A folder that cannot be written is warned of, and nothing else.
+    It goes on as long as the process lives: the registry may be lost, and sources withdrawn, long after a load. What
+    was written to another folder before ends there. A folder that cannot be written is warned of, and nothing else.
 
     Args:
         rank: Of this worker.
         settings: Names the folder.
     """
     show_in_log_of(_ENGINE)
-    handler = _handler(rank, settings)
-    if handler is None:
-        yield
+    folder = Path(settings.transfer_log_dir).absolute() if settings.transfer_log_dir else None
+    with _lock:
+        for path in [path for path in _open if path.parent != folder]:
+            handler = _open.pop(path)
+            _OWN.removeHandler(handler)
+            handler.close()
+        if folder is not None:
+            _begin(folder / f"rank{rank}.log")
+
+
+def _begin(path: Path) -> None:
+    if path in _open:
         return
-    level = _OWN.level
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handler = logging.FileHandler(path, mode="a" if path in _begun else "w", encoding="utf-8")
+    except OSError as error:
+        logger.warning("no log file %s: %s (MX_TRANSFER_LOG_DIR)", path.name, error)
+        return
+    _begun.add(path)
+    _open[path] = handler
+    handler.setLevel(logging.INFO)
+    handler.setFormatter(logging.Formatter(_FORMAT))
     if _OWN.getEffectiveLevel() > logging.INFO:
         _OWN.setLevel(logging.INFO)
     _OWN.addHandler(handler)
-    try:
-        yield
-    finally:
-        _OWN.removeHandler(handler)
-        _OWN.setLevel(level)
-        handler.close()
-
-
-def _handler(rank: int, settings: Settings) -> logging.Handler | None:
-    if not settings.transfer_log_dir:
-        return None
-    path = Path(settings.transfer_log_dir).absolute() / f"rank{rank}.log"
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with _lock:
-            handler = logging.FileHandler(path, mode="a" if path in _begun else "w", encoding="utf-8")
-            _begun.add(path)
-    except OSError as error:
-        logger.warning("no log file for rank %d: %s (MX_TRANSFER_LOG_DIR)", rank, error)
-        return None
-    handler.setLevel(logging.INFO)
-    handler.setFormatter(logging.Formatter(_FORMAT))
-    return handler

@@ -10,11 +10,14 @@ from modelexpress.errors import CheckpointError
 from modelexpress.memory import HostArena
 from modelexpress.memory.file_backed import send
 from modelexpress.peer import file_specs
-from modelexpress.transfer.manifest import Manifest, Scope, contiguous_strides
+from modelexpress.transfer.manifest import Digests, Manifest, Scope, contiguous_strides
 from modelexpress.transfer.seal import seal
 from modelexpress.weights.safetensors_header import LENGTH_BYTES, parse_header
 from modelexpress.weights.small_files import damaged, open_regular
 from modelexpress.wire.records import TensorSpec
+
+CONTENT_CHUNK_BYTES = 64 << 20
+"""What is compared of checkpoints: those of sources that cut them in other chunks are the same."""
 
 _PIECE_BYTES = 16 << 20
 
@@ -32,11 +35,13 @@ class RankMemory:
     Args:
         arena: Holds them.
         manifest: Lists them.
+        content: Digests of the tensors in chunks of `CONTENT_CHUNK_BYTES`, whatever the manifest's chunks are.
         files: What belongs to them, by path: configuration, and the header of the file.
     """
 
     arena: HostArena
     manifest: Manifest
+    content: Digests
     files: Mapping[str, bytes]
 
 
@@ -107,10 +112,14 @@ class RankFile:
             raise self._changed() from None
         finally:
             os.close(descriptor)
-        manifest = seal(
-            self.tensors, [arena.region], scope=Scope.CHECKPOINT, chunk_bytes=chunk_bytes, files=file_specs(files)
-        )
-        return RankMemory(arena, manifest, files)
+        manifest = self._sealed(arena, chunk_bytes, files)
+        same = chunk_bytes == CONTENT_CHUNK_BYTES
+        content = manifest if same else self._sealed(arena, CONTENT_CHUNK_BYTES, {})
+        return RankMemory(arena, manifest, content.digests, files)
+
+    def _sealed(self, arena: HostArena, chunk_bytes: int, files: Mapping[str, bytes]) -> Manifest:
+        specs = file_specs(files)
+        return seal(self.tensors, [arena.region], scope=Scope.CHECKPOINT, chunk_bytes=chunk_bytes, files=specs)
 
     def _check_unchanged(self, descriptor: int) -> None:
         if _state(descriptor) != self.state:

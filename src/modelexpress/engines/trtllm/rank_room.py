@@ -49,6 +49,7 @@ class RankRoom:
         self._ledger = ledger
         self._header = b""
         self._file: MappedFile | None = None
+        self._chunk_bytes = 0
         self._released = 0
         self.files: dict[str, bytes] = {}
         self.tensors = 0
@@ -81,6 +82,10 @@ class RankRoom:
             self._file, self._header = self._open_file(header, manifest), header
         elif header != self._header:
             raise ManifestMismatch("another source of the same identity holds other tensors: load again")
+        elif manifest.chunk_bytes != self._chunk_bytes:
+            # No digest of the source before says anything about these chunks.
+            self._note(manifest, _pieces(manifest, self._file), self._file)
+        self._chunk_bytes = manifest.chunk_bytes
         self.files = {path: content for path, content in files.items() if not is_header_name(path)}
         self.tensors = len(manifest)
         return {None: _addresses(manifest, self._file)}
@@ -110,17 +115,16 @@ class RankRoom:
 
     def _open_file(self, header: bytes, manifest: Manifest) -> MappedFile:
         nbytes = len(header) + manifest.total_bytes
-        if (file := self._folder.kept(self._rank, header, nbytes)) is not None:
-            self._note(manifest, _pieces(manifest, file), file)
-            file.expect_writes()
-            return file
-        if (file := self._folder.in_place(self._rank, header, nbytes)) is not None:
+        for file in self._folder.in_place(self._rank, header, nbytes):
             pieces = _pieces(manifest, file)
-            if _right(pieces).all() and self._folder.adopt(self._rank, file):
+            # Other weights differ at once, as a rule: then the rest need not be read.
+            if _right(pieces[:1]).all() and _right(pieces).all() and self._folder.adopt(self._rank, file):
                 logger.info("rank %d is in place already, byte for byte", self._rank)
                 self._ledger.record(manifest, pieces)
                 return file
-        file = self._folder.create(self._rank, header, nbytes)
+        if (kept := self._folder.kept(self._rank, header, nbytes)) is not None:
+            self._note(manifest, _pieces(manifest, kept), kept)
+        file = kept or self._folder.create(self._rank, header, nbytes)
         file.expect_writes()
         return file
 
@@ -130,7 +134,7 @@ class RankRoom:
         pieces = pieces[np.array(written, np.bool_)]
         right = pieces[_right(pieces)]
         self._ledger.record(manifest, right)
-        logger.info("rank %d: %d bytes of an interrupted load are kept", self._rank, int(right["nbytes"].sum()))
+        logger.info("rank %d: %d bytes that are in place are kept", self._rank, int(right["nbytes"].sum()))
 
 
 def _whole_header(files: Mapping[str, bytes], rank: int) -> bytes:

@@ -9,19 +9,20 @@ from modelexpress.settings import Settings
 logger = logging.getLogger(__name__)
 
 
-def rank_worker(registry: str, rank: int, settings: Settings) -> Worker:
+def rank_worker(registry: str, rank: int, settings: Settings, *, any_port: bool = False) -> Worker:
     """Return a worker of its own for a rank.
 
     Args:
         registry: HOST:PORT.
         rank: It selects the port; where that is taken, any free one is used.
         settings: Ports, transports and limits.
+        any_port: Nobody looks for it on that port: no warning when it is taken.
 
     Raises:
         ConfigurationError: The worker server cannot listen, or the token or a TLS file cannot be read.
     """
     try:
-        return Worker(registry, device=rank, settings=settings)
+        return Worker(registry, device=rank, settings=settings, any_port=any_port)
     except ConfigurationError as error:
         if not settings.worker_grpc_port:
             raise

@@ -61,7 +61,9 @@ class Relays:
         if self._identity is None:
             return None
         try:
-            worker = rank_worker(self._registry, rank, self._settings)
+            # Readers are sent to any port, but one that somebody has named may be the only one that is let through.
+            any_port = "worker_grpc_port" not in self._settings.model_fields_set
+            worker = rank_worker(self._registry, rank, self._settings, any_port=any_port)
             try:
                 relay = RankRelay(worker, self._identity, rank, room)
             except BaseException:  # whatever ends the load must not leave a server behind; it is raised again

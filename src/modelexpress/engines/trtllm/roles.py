@@ -24,6 +24,10 @@ def role_of(settings: Settings) -> Role:
 
 
 def offers_weights(settings: Settings) -> bool:
-    """Return whether a worker that has its weights offers them: a registry is named, and it is no target."""
+    """Return whether a worker that has its weights offers them.
+
+    A target does not. One that is told to be a source does, at the registry that settings have where none is named;
+    any other one, where a registry is named.
+    """
     role = role_of(settings)
     return role is Role.SOURCE or (role is Role.FOUND_OUT and "registry" in settings.model_fields_set)

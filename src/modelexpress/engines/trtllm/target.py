@@ -28,6 +28,9 @@ ENGINE_NAME = "engine"
 DEFAULT_WAIT = 3600.0
 """Seconds to wait for a source, where MX_SOURCE_QUERY_TIMEOUT does not say how long: targets may start before it."""
 
+_NOTHING = {"total_bytes": 0.0, "total_time": 0.0, "bandwidth_gbps": 0.0}
+"""What a load has moved that has not received everything."""
+
 
 class MxTrtllmTargetLoader:
     """Receives a checkpoint and builds its engine.
@@ -81,7 +84,7 @@ class MxTrtllmTargetLoader:
         self.wait = _seconds(wait, self._settings)
         self._source_id = source_id
         self._progress = progress
-        self._stats: dict[str, float] = {}
+        self._stats = _NOTHING
 
     def load(self, skip_build: bool = False) -> str:
         """Receive the checkpoint, build the engine, and return the path of the engine.
@@ -97,6 +100,7 @@ class MxTrtllmTargetLoader:
                 moved there.
             RuntimeError: The transfer failed, or `trtllm-build` did.
         """
+        self._stats = _NOTHING
         builder = None if skip_build else find_builder()
         if builder is not None:
             StagingFolder(self.engine_dir, overwrite=True).check()
@@ -128,7 +132,7 @@ class MxTrtllmTargetLoader:
     def get_transfer_stats(self) -> dict[str, float]:
         """Return what the last load moved: total_bytes, total_time in seconds, bandwidth_gbps in gigabits a second.
 
-        It is empty before a load has received everything. Bytes that were in place before are not counted.
+        All three are 0 until a load has received everything. Bytes that were in place before are not counted.
         """
         return dict(self._stats)
 
