@@ -12,6 +12,7 @@ _called_by_grpc = (
     *(_.GetArtifactManifestHeader, _.GetArtifactManifestChunks, _.PrepareArtifactChunk, _.ReleaseArtifactChunk),
 )
 _read_by_pydantic = (_.model_config,)
+_read_by_transformers = (_.generation_config,)
 _read_by_tokenizers = (_.pre_tokenizer, _.decoder)
 _read_by_nixl = (_.useProgThread, _.pthrDelay, _.syncMode)
 _part_of_the_public_api = (_.publications, _.wait_offered, _.waste, _.load_from_peer, _.draw)
@@ -27,4 +28,14 @@ _numbers_of_the_protocol = (
     *(_.CUTE_DSL_CACHE, _.FLASHINFER_CACHE, _.TVM_FFI_CACHE, _.VLLM, _.SGLANG, _.TRT_LLM),
 )
 _named_by_their_values = (_.WARN,)
-_accepted_without_effect = (_.artifact_bundle_root,)
+_accepted_without_effect = (
+    _.artifact_bundle_root,
+    _.metadata_port,
+    _.pool_registration,
+    _.vmm_arena,
+    _.source_selector,
+    _.kubernetes_service_pattern,
+    _.kubernetes_source_retries,
+    _.kubernetes_source_backoff,
+    _.model_uri,
+)

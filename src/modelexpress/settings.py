@@ -1,15 +1,18 @@
 """Every environment variable and its default, once.
 
 A variable that is malformed never breaks a load: its documented default is used, with a warning that names the
-variable, the value and the allowed form.
+variable, the value and the allowed form. Where the default would let in what somebody meant to keep out, the strictest
+value is used instead. What other versions read, and this one has no use for, is accepted and named in a warning.
 """
 
 import logging
 import os
 from collections.abc import Mapping
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import AliasChoices, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+from pydantic import AliasChoices, BeforeValidator, ConfigDict, Field, ValidationError
+
+from modelexpress.other_versions import WITHOUT_EFFECT, OtherVersions
 
 logger = logging.getLogger(__name__)
 
@@ -20,6 +23,12 @@ Port = Annotated[int, Field(ge=0, le=65535)]
 
 
 _LEAST_ANSWER = 0.5
+
+_MALFORMED = "malformed"
+"""Key of what is known of a field: the value that stands for one that cannot be used, where it is not the default."""
+
+_named: set[str] = set()
+"""Variables without effect of which this process has spoken."""
 
 
 def _is_one(value: object) -> object:
@@ -34,7 +43,12 @@ def _without_scheme(value: object) -> object:
     return value
 
 
-class Settings(BaseModel):
+def _word(value: object) -> object:
+    """Let the case of a word and the space around it be what they are."""
+    return value.strip().lower() if isinstance(value, str) else value
+
+
+class Settings(OtherVersions):
     """What the environment says, typed and validated.
 
     Times are seconds, sizes are bytes. Read it with `Settings.read()`, which cannot fail.
@@ -145,6 +159,11 @@ class Settings(BaseModel):
         validation_alias="MX_TRANSPORT",
         description="The only transport to use; auto: the fastest that works.",
     )
+    transport_first: Literal["", "local", "nixl", "tcp"] = Field(
+        default="",
+        validation_alias="MX_TRANSPORT_FIRST",
+        description="The transport to try before faster ones, which are used where it does not work; empty: none.",
+    )
     tcp_streams: Annotated[int, Field(ge=1, le=64)] = Field(
         default=4, validation_alias="MX_TCP_STREAMS", description="Connections of one tcp transfer."
     )
@@ -184,17 +203,12 @@ class Settings(BaseModel):
         validation_alias="MX_ARTIFACT_COMPILE_CONFIG_DIGEST",
         description="Any word for what decides compiled code beyond model and versions; only equal words share caches.",
     )
-    artifact_bundle_root: str = Field(
-        default="",
-        validation_alias="MX_ARTIFACT_BUNDLE_ROOT",
-        description="Where other versions stage bundles of caches; accepted, without effect: this one stages in memory "
-        "and within each cache.",
-    )
-    artifact_policy: Literal["off", "warn", "require"] = Field(
+    artifact_policy: Annotated[Literal["off", "warn", "require"], BeforeValidator(_word)] = Field(
         default="off",
         validation_alias="MX_ARTIFACT_POLICY",
         description="What to do with caches that no trusted key signed: off: install, warn: install and say so, "
-        "require: refuse.",
+        "require: refuse. Any other word counts as require.",
+        json_schema_extra={_MALFORMED: "require"},
     )
     artifact_signing_key: str = Field(
         default="",
@@ -261,35 +275,62 @@ class Settings(BaseModel):
 
     @classmethod
     def read(cls, environ: Mapping[str, str] | None = None) -> "Settings":
-        """Return the settings of an environment, with defaults in place of malformed values.
+        """Return the settings of an environment, with defaults, or what is stricter, in place of malformed values.
 
         Args:
             environ: The variables; the process environment when None.
         """
         given = _given(cls, os.environ if environ is None else environ)
+        _name_ignored(given)
         try:
             return cls.model_validate(given)
         except ValidationError as error:
             for problem in error.errors():
                 variable = str(problem["loc"][0])
-                name = _field_of(cls, variable)
-                logger.warning(
-                    "%s=%r is not usable (%s); using the default %r",
-                    variable,
-                    given.pop(variable),
-                    problem["msg"],
-                    cls.model_fields[name].default,
-                )
+                value, instead = given.pop(variable), _known_of(variable).get(_MALFORMED)
+                logger.warning("%s=%r is not usable (%s); %s", variable, value, problem["msg"], used_instead(variable))
+                if instead is not None:
+                    given[variable] = str(instead)
             return cls.model_validate(given)
+
+    def asking(self, registry: str | None) -> "Settings":
+        """Return these settings with the registry that an engine's own configuration names, where it names one."""
+        return self.model_copy(update={"registry": Settings(registry=registry).registry}) if registry else self
 
 
 def variables() -> list[tuple[str, str, str]]:
-    """Return (variable, default, description) of every setting, for the documentation and `mx doctor`."""
-    return [
+    """Return (variable, default, description) of every setting, those without effect last."""
+    every = [
         (variable, str(field.default), field.description or "")
         for field in Settings.model_fields.values()
         for variable in _aliases(field.validation_alias)
     ]
+    return sorted(every, key=lambda each: not has_effect(each[0]))
+
+
+def used_instead(variable: str) -> str:
+    """Return what is used in place of a value of a variable that cannot be used, in words."""
+    instead = _known_of(variable).get(_MALFORMED)
+    if instead is not None:
+        return f"{instead!r} is used, the strictest that there is"
+    return f"using the default {Settings.model_fields[_field_of(Settings, variable)].default!r}"
+
+
+def has_effect(variable: str) -> bool:
+    """Return whether a variable that this package knows does anything."""
+    return not _known_of(variable).get(WITHOUT_EFFECT)
+
+
+def _name_ignored(given: Mapping[str, str]) -> None:
+    """Say once a process which variables are set in vain."""
+    if ignored := sorted(variable for variable in given if variable not in _named and not has_effect(variable)):
+        _named.update(ignored)
+        logger.warning("without effect in this version: %s; docs/reference-settings.md says why", ", ".join(ignored))
+
+
+def _known_of(variable: str) -> Mapping[str, Any]:
+    known = Settings.model_fields[_field_of(Settings, variable)].json_schema_extra
+    return known if isinstance(known, dict) else {}
 
 
 def _given(cls: type[Settings], environ: Mapping[str, str]) -> dict[str, str]:

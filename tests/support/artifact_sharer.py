@@ -10,7 +10,7 @@ from modelexpress.artifacts.lifecycle import share_when_ready
 from modelexpress.identity import SourceIdentity
 from modelexpress.settings import Settings
 from tests.support.caches import KINDS
-from tests.support.children import Child, say
+from tests.support.children import Child, say, told
 
 
 class ArtifactSharer(Child):
@@ -43,7 +43,7 @@ def main() -> None:
     publication = sharing.publications["plain"]
     assert publication.wait_ready(20)
     say(json.dumps({"worker_id": publication.worker_id}))
-    match sys.stdin.readline().strip():
+    match told():
         case "exit":
             sys.exit(3)
         case "close":

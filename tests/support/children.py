@@ -2,6 +2,7 @@
 
 import json
 import os
+import select
 import subprocess
 import sys
 from collections.abc import Mapping
@@ -83,3 +84,13 @@ def say(line: str) -> None:
     """Print a line at once: what a child does when it is ready, or asked."""
     sys.stdout.write(line + "\n")
     sys.stdout.flush()
+
+
+def told() -> str:
+    """Return the first line that a child is told; signals are handled meanwhile.
+
+    One that comes just before a read blocks would be handled after it: Python looks for signals between its own steps.
+    """
+    while not select.select([sys.stdin], [], [], 0.2)[0]:
+        pass
+    return sys.stdin.readline().strip()

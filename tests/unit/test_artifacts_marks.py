@@ -103,10 +103,11 @@ def test_a_mark_has_an_end_and_a_boot(root: Path, monkeypatch: pytest.MonkeyPatc
     monkeypatch.setattr(marks, "_now", lambda: now + 61)
     with attempt(root, "k") as state:
         assert isinstance(state, Mine)
-        state.succeed()
+        state.succeed(["a/new", "b"])
     with attempt(root, "k") as state:
         assert isinstance(state, InstalledByOther)
         assert 0 <= state.age < 60
+        assert state.paths == ("a/new", "b")
     monkeypatch.setattr(marks, "_now", lambda: now)
     assert outcome(root) == "Mine"
     monkeypatch.setattr(marks, "_boot", lambda: "another host, or another start of this one")

@@ -57,6 +57,15 @@ def test_a_read_counts_once(cache: Path, read: Callable[[Path], object]) -> None
     assert watched.usage().used == 2
 
 
+def test_what_was_read_before_somebody_else_watches_counts(cache: Path) -> None:
+    installer = watch(cache, FILES)
+    (cache / "kernel.so").read_bytes()
+    other = watch(cache, [*FILES, "gone"], by_other=True)
+    assert other.usage() == Usage(4, 1, "by their access times")
+    (cache / "a/meta.json").read_bytes()
+    assert installer.usage() == other.usage() == Usage(4, 2, "by their access times")
+
+
 def test_looking_at_files_is_no_use_of_them(cache: Path) -> None:
     watched = watch(cache, FILES)
     assert sum(path.is_file() and path.stat().st_size > 0 for path in cache.rglob("*")) == 3

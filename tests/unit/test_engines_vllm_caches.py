@@ -20,7 +20,7 @@ class Mode(IntEnum):
 def envs(monkeypatch: pytest.MonkeyPatch) -> Any:
     """What the stand-in says of vLLM's variables."""
     stand_in: Any = ModuleType("vllm")
-    stand_in.envs = SimpleNamespace(VLLM_CACHE_ROOT="/root/.cache/vllm", VLLM_USE_AOT_COMPILE=False)
+    stand_in.envs = SimpleNamespace(VLLM_CACHE_ROOT="/caches/vllm", VLLM_USE_AOT_COMPILE=False)
     config: Any = ModuleType("vllm.config")
     config.CompilationMode = Mode
     for name, module in {"vllm": stand_in, "vllm.envs": stand_in.envs, "vllm.config": config}.items():
@@ -31,9 +31,9 @@ def envs(monkeypatch: pytest.MonkeyPatch) -> Any:
 @pytest.mark.parametrize(
     ("ahead_of_time", "mode", "chosen", "folder"),
     [
-        (True, Mode.DYNAMO_TRACE_ONCE, "", "/root/.cache/vllm/torch_compile_cache"),
-        (True, Mode.VLLM_COMPILE, "/chosen", "/root/.cache/vllm/torch_compile_cache"),
-        (False, Mode.VLLM_COMPILE, "", "/root/.cache/vllm/torch_compile_cache"),
+        (True, Mode.DYNAMO_TRACE_ONCE, "", "/caches/vllm/torch_compile_cache"),
+        (True, Mode.VLLM_COMPILE, "/chosen", "/caches/vllm/torch_compile_cache"),
+        (False, Mode.VLLM_COMPILE, "", "/caches/vllm/torch_compile_cache"),
         (False, Mode.VLLM_COMPILE, "/chosen", "/chosen"),
         (False, Mode.DYNAMO_TRACE_ONCE, "", "/tmp/torchinductor_root"),
     ],
@@ -41,7 +41,7 @@ def envs(monkeypatch: pytest.MonkeyPatch) -> Any:
 def test_the_folder_is_the_one_that_vllm_writes_to(
     envs: Any, ahead_of_time: bool, mode: Mode, chosen: str, folder: str
 ) -> None:
-    from modelexpress.engines.vllm.model_load import cache_variables
+    from modelexpress.engines.vllm.caches import cache_variables
 
     envs.VLLM_USE_AOT_COMPILE = ahead_of_time
     config = SimpleNamespace(compilation_config=SimpleNamespace(mode=mode, cache_dir=chosen))

@@ -10,7 +10,7 @@ from typing import Self
 
 from modelexpress.artifacts.fetch import fetch
 from modelexpress.artifacts.kind import Kind
-from modelexpress.artifacts.report import ArtifactReport
+from modelexpress.artifacts.report import ArtifactReport, Outcome
 from modelexpress.artifacts.room import Trust
 from modelexpress.artifacts.signing import Policy, TrustedKeys
 from modelexpress.artifacts.usage import Usage, Watch, total, watch
@@ -51,11 +51,17 @@ class BroughtCaches:
         """
         return {kind: each.usage() for kind, each in self._watches.items()}
 
-    def say_usage(self) -> Usage:
-        """Log how many files were read, and warn where none was; return the sum."""
+    def say_usage(self, *, ready: bool = True) -> Usage:
+        """Log how many files were read, and warn where none was; return the sum.
+
+        Args:
+            ready: Whether the engine is known to have compiled all that it needs.
+        """
         usages = self.usage()
         for kind, usage in usages.items():
-            if usage.in_vain:
+            if usage.in_vain and not ready:
+                logger.warning("%s: none of the %d files that a peer compiled was used so far", kind, usage.installed)
+            elif usage.in_vain:
                 logger.warning(
                     "%s: none of the %d files that a peer compiled was used: the engine compiled again, so what "
                     "decides its compilation differs from the source's (versions, options, GPU)",
@@ -166,7 +172,7 @@ def trust_of(settings: Settings) -> Trust:
 
 def _watch(watches: dict[str, Watch], kind: str, root: Path, report: ArtifactReport) -> None:
     if report.paths:
-        watches[kind] = watch(root, report.paths)
+        watches[kind] = watch(root, report.paths, by_other=report.outcome is Outcome.BY_OTHER)
 
 
 def _say_failure(kind: Kind, error: Exception) -> None:

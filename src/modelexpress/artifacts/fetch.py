@@ -54,12 +54,12 @@ def fetch(
     settings = settings or Settings.read()
     with attempt(root, f"{identity.source_id}-{node_rank}", FAILURE_SECONDS, wait=settings.transfer_timeout) as mine:
         if isinstance(mine, InstalledByOther):
-            return ArtifactReport(kind.name, root, Outcome.BY_OTHER)
+            return ArtifactReport(kind.name, root, Outcome.BY_OTHER, paths=mine.paths)
         if isinstance(mine, FailedRecently):
             raise ArtifactError(f"another process of this host has tried, {mine.age:.0f} s ago: {mine.reason}")
         fetching = _Fetching(kind, identity, root, registry or settings.registry, node_rank, trust or Trust(), settings)
         report = fetching.run(Journal(progress, measures=False))
-        mine.succeed()
+        mine.succeed(report.paths)
     return report
 
 

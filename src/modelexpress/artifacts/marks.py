@@ -5,7 +5,7 @@ import json
 import os
 import secrets
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,17 +27,20 @@ class Mine:
 
     def __init__(self) -> None:
         self.succeeded = False
+        self.paths: tuple[str, ...] = ()
 
-    def succeed(self) -> None:
-        """Say that the material is installed."""
+    def succeed(self, paths: Sequence[str] = ()) -> None:
+        """Say that the material is installed, and which files of the cache are new by it."""
         self.succeeded = True
+        self.paths = tuple(paths)
 
 
 @dataclass(frozen=True)
 class InstalledByOther:
-    """Another process installed it, `age` seconds ago."""
+    """Another process installed it, `age` seconds ago, and these files, relative to the root, were new then."""
 
     age: float
+    paths: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -87,9 +90,9 @@ def attempt(
         try:
             yield mine
         except Exception as error:  # whatever it was, the other processes are told of it, and it goes on up
-            mark.write(mine.succeeded, f"{type(error).__name__}: {error}")
+            mark.write(mine, f"{type(error).__name__}: {error}")
             raise
-        mark.write(mine.succeeded, "it ended without a result")
+        mark.write(mine, "it ended without a result")
 
 
 class _Mark:
@@ -98,10 +101,11 @@ class _Mark:
     def __init__(self, file: Path) -> None:
         self.file = file
 
-    def write(self, succeeded: bool, reason: str) -> None:
+    def write(self, mine: Mine, reason: str) -> None:
         value = {
-            "succeeded": succeeded,
-            "reason": "" if succeeded else reason[:_LONGEST_REASON],
+            "succeeded": mine.succeeded,
+            "reason": "" if mine.succeeded else reason[:_LONGEST_REASON],
+            "paths": mine.paths,
             "boot": _boot(),
             "time": _now(),
         }
@@ -118,7 +122,9 @@ class _Mark:
             age = _now() - float(value["time"])
             if value["boot"] != _boot() or not 0 <= age < ttl:
                 return None
-            return InstalledByOther(age) if value["succeeded"] is True else FailedRecently(age, str(value["reason"]))
+            if value["succeeded"] is True:
+                return InstalledByOther(age, tuple(str(path) for path in value["paths"]))
+            return FailedRecently(age, str(value["reason"]))
         except (OSError, ValueError, TypeError, KeyError, RecursionError):
             return None
 

@@ -40,7 +40,7 @@ class ArtifactReport:
         seconds: The whole of it.
         stages: Its steps, in order.
         notes: What was tried before and why it was given up.
-        paths: The files that are new, relative to the root.
+        paths: The files that are new, whoever of this host's processes has installed them, relative to the root.
     """
 
     kind: str

@@ -52,7 +52,8 @@ class Sharing:
         kinds: The caches that it uses.
         settings: Timeouts and sizes.
         probe: Asks whether the engine is ready.
-        brought: What was brought: its use is logged when the engine is ready, before the caches are read here.
+        brought: What was brought: its use is logged when the engine is ready, before the caches are read here, or when
+            it is not waited for any more.
         worker: Serves the caches; None: one of its own, as long as the engine is ready.
         node_rank: Of this host within its replica.
         device: Selects the port of a worker of its own.
@@ -126,11 +127,11 @@ class Sharing:
     def _run(self) -> None:
         while not self._stop.is_set():
             reason = wait_until_ready(self._probe, self._settings.artifact_ready_timeout, self._stop)
+            self._say_usage(ready=not reason)
             if reason:
                 level = logging.INFO if self._stop.is_set() else logging.WARNING
                 logger.log(level, "caches of compiled kernels are not offered: %s", reason)
                 return
-            self._say_usage()
             with self._source() as worker:
                 self._share(worker)
 
@@ -150,10 +151,10 @@ class Sharing:
         for publication in publications:
             publication.close()
 
-    def _say_usage(self) -> None:
+    def _say_usage(self, ready: bool) -> None:
         """Say it once, and before snapshots read the files."""
         if self._brought is not None:
-            self._brought.say_usage()
+            self._brought.say_usage(ready=ready)
             self._brought.close()
             self._brought = None
 

@@ -8,7 +8,7 @@ it; there a watch of inotify(7) tells what is opened.
 import contextlib
 import os
 import secrets
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
@@ -54,15 +54,16 @@ class Watch(Protocol):
         """Stop watching. Closing twice is allowed."""
 
 
-def watch(root: Path, files: Sequence[str]) -> Watch:
+def watch(root: Path, files: Sequence[str], *, by_other: bool = False) -> Watch:
     """Watch files of a cache; nothing of them is read.
 
     Args:
         root: Of the cache; it exists.
         files: Paths below it.
+        by_other: Another process has installed them, and a third one may have used them since.
     """
     if _renews_access_times(root):
-        return _AccessTimes(root, files)
+        return _AccessTimes(root, files, _changed if by_other else _mark)
     try:
         return _Opened(root, files)
     except OSError as error:
@@ -72,8 +73,8 @@ def watch(root: Path, files: Sequence[str]) -> Watch:
 class _AccessTimes:
     """Files whose time of last access is not after their last change, until somebody reads them."""
 
-    def __init__(self, root: Path, files: Sequence[str]) -> None:
-        self._marked = {path: atime for path in files if (atime := _mark(root / path)) is not None}
+    def __init__(self, root: Path, files: Sequence[str], unread: Callable[[Path], int | None]) -> None:
+        self._marked = {path: atime for path in files if (atime := unread(root / path)) is not None}
         self._root = root
 
     def usage(self) -> Usage:
@@ -137,6 +138,14 @@ def _mark(path: Path) -> int | None:
             return found.st_atime_ns
         os.utime(path, ns=(changed - _BEFORE_NS, changed), follow_symlinks=False)
         return os.stat(path, follow_symlinks=False).st_atime_ns
+    except OSError:
+        return None
+
+
+def _changed(path: Path) -> int | None:
+    """Return a file's last change, which nothing but a read makes its last access later than; None where it is gone."""
+    try:
+        return os.stat(path, follow_symlinks=False).st_mtime_ns
     except OSError:
         return None
 

@@ -1,4 +1,4 @@
-"""What `mx doctor` looks at around this machine: transports, the registry, the worker's port, the settings."""
+"""What `mx doctor` looks at around this machine: the registry, the worker's port, the settings."""
 
 import difflib
 import os
@@ -8,34 +8,14 @@ from collections.abc import Iterator, Mapping
 
 from pydantic import ValidationError
 
-from modelexpress.cli.findings import Finding, broken, limited, works
+from modelexpress.cli.findings import Finding, limited, works
 from modelexpress.errors import ModelExpressError, RegistryUnreachable
-from modelexpress.settings import Settings, variables
+from modelexpress.settings import Settings, has_effect, used_instead, variables
 
 _PATIENCE = 1.0
 """Seconds that the registry gets to answer."""
 
 _PREFIXES = ("MX_", "MODEL_EXPRESS_")
-
-
-def check_transports(settings: Settings) -> Iterator[Finding]:
-    """Yield every transport, and why it cannot be used where it cannot."""
-    from modelexpress.transport import available
-
-    selection = available(settings)
-    for transport in selection.transports:
-        yield works("transport", transport.name, "can be used")
-        transport.close()
-    for name, reason in selection.reasons:
-        yield limited("transport", name, reason, _transport_remedy(reason))
-    if not selection.transports:
-        yield broken("transport", "any", "none can be used", "mend one of the transports above")
-
-
-def _transport_remedy(reason: str) -> str:
-    if "MX_TRANSPORT" in reason:
-        return "unset MX_TRANSPORT, unless only one transport is to be used"
-    return "see the reason; the other transports are used instead"
 
 
 def check_registry(settings: Settings) -> Finding:
@@ -72,10 +52,10 @@ def check_worker_port(settings: Settings, host: str = "127.0.0.1") -> Finding:
 
 def check_settings(environ: Mapping[str, str] = os.environ) -> Iterator[Finding]:
     """Yield every variable of ours that is set, malformed and unknown ones as such."""
-    known = {variable: default for variable, default, _ in variables()}
+    known = [variable for variable, *_ in variables()]
     for variable, value in sorted(environ.items()):
         if variable in known:
-            yield _check_variable(variable, value, known[variable])
+            yield _check_variable(variable, value)
         elif variable.startswith(_PREFIXES):
             near = difflib.get_close_matches(variable, known, n=1)
             remedy = f"did you mean {near[0]}?" if near else "see docs/reference-settings.md for what there is"
@@ -84,11 +64,13 @@ def check_settings(environ: Mapping[str, str] = os.environ) -> Iterator[Finding]
         yield works("settings", "all", "at their defaults")
 
 
-def _check_variable(variable: str, value: str, default: str) -> Finding:
+def _check_variable(variable: str, value: str) -> Finding:
     try:
         Settings.model_validate({variable: value} if value.strip() else {})
     except ValidationError as error:
         problem = error.errors()[0]["msg"]
-        detail = f"{value!r} is not usable ({problem}); the default {default!r} is used"
+        detail = f"{value!r} is not usable ({problem}); {used_instead(variable)}"
         return limited("settings", variable, detail, f"unset {variable}, or correct it")
+    if value.strip() and not has_effect(variable):
+        return limited("settings", variable, "is without effect in this version", f"unset {variable}")
     return works("settings", variable, value)

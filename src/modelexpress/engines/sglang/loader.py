@@ -1,18 +1,23 @@
 """The loader that SGLang makes for `--load-format remote_instance` with the backend `modelexpress`."""
 
+import functools
 import logging
 import os
+from collections.abc import Mapping
 from typing import Any
 
 import torch
 
-from modelexpress.engines.caches import bring_caches
+from modelexpress.engines.caches import WorkerCaches, bring_caches
 from modelexpress.engines.identity import digest_of
 from modelexpress.engines.model_load import ModelLoad, PeerLoadFailed
 from modelexpress.engines.process_worker import process_worker
 from modelexpress.engines.sglang.identity import compile_options, identity_of, rank_of_worker
 from modelexpress.engines.sglang.native import NativeLoader
+from modelexpress.engines.sglang.place import place_of
 from modelexpress.engines.sglang.suitability import unsuitable, unsuitable_model
+from modelexpress.engines.sglang.transport import with_transport
+from modelexpress.identity import SourceIdentity
 from modelexpress.settings import Settings
 
 logger = logging.getLogger(__name__)
@@ -43,19 +48,33 @@ class MxModelLoader:
         from sglang.srt.runtime_context import get_context
 
         native = NativeLoader(self._load_config, model_config, device_config)
-        settings = settings_of(self._load_config)
         options = get_context().resolved_server_args_dict()
+        settings = settings_of(self._load_config, options)
+        device = max(device_config.gpu_id or 0, 0)
+        weights = functools.cache(lambda: identity_of(model_config, self._load_config, settings))
+        bring_caches(lambda: caches_of(weights(), options, device), settings)
         if (reason := unsuitable(options, settings) or unsuitable_model(model)) is not None:
-            logger.warning("loading natively, and not becoming a source: %s", reason)
+            logger.warning("loading natively, and not becoming a source of weights: %s", reason)
             native.fill(model)
             return model
-        device = max(device_config.gpu_id or 0, 0)
         worker = process_worker(device, settings)
-        identity = identity_of(model_config, self._load_config, settings)
-        load = ModelLoad(identity, rank_of_worker(), settings, worker, PACKAGES)
-        configuration = digest_of([*sorted(identity.extra_parameters.items()), *compile_options(options)])
-        bring_caches(identity, configuration, settings, _variables(), worker=None if device else worker)
+        load = ModelLoad(weights(), rank_of_worker(), settings, worker, PACKAGES)
         return load_or_fill(load, model, native)
+
+
+def caches_of(weights: SourceIdentity, options: Mapping[str, Any], device: int) -> WorkerCaches:
+    """Return what the caches of the engine that this process is a worker of are.
+
+    Args:
+        weights: The identity of the engine's weights.
+        options: Those of the engine, as it has resolved them.
+        device: Index of the accelerator that this process drives.
+    """
+    from sglang.srt.runtime_context import get_parallel
+
+    place = place_of(get_parallel())
+    configuration = digest_of([*sorted(weights.extra_parameters.items()), *compile_options(options)])
+    return WorkerCaches(weights, configuration, _variables(), place.node_rank, place.first, device)
 
 
 def load_or_fill(load: ModelLoad, model: torch.nn.Module, native: NativeLoader) -> torch.nn.Module:
@@ -76,23 +95,14 @@ def load_or_fill(load: ModelLoad, model: torch.nn.Module, native: NativeLoader) 
     return model
 
 
-def settings_of(load_config: Any) -> Settings:
+def settings_of(load_config: Any, options: Mapping[str, Any]) -> Settings:
     """Return the settings of the environment, with those of the engine's configuration in their place.
 
-    `nixl` is what SGLang says when nobody has chosen: the fastest transport that works is used, which between hosts is
-    NIXL. MX_TRANSPORT decides otherwise.
+    Args:
+        load_config: SGLang's.
+        options: Those of the engine, as it has resolved them.
     """
-    settings = Settings.read()
-    if load_config.modelexpress_url:
-        given = Settings(registry=load_config.modelexpress_url)
-        settings = settings.model_copy(update={"registry": given.registry})
-    if load_config.modelexpress_transport != "nixl":
-        logger.warning(
-            "the transport %r of --modelexpress-config is none of this package's: it uses the fastest of its own that "
-            "works here (`mx doctor` lists them)",
-            load_config.modelexpress_transport,
-        )
-    return settings
+    return with_transport(Settings.read().asking(load_config.modelexpress_url), load_config, options)
 
 
 def _variables() -> dict[str, str]:

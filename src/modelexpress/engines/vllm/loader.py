@@ -10,7 +10,8 @@ from vllm.model_executor.model_loader.default_loader import DefaultModelLoader
 
 from modelexpress.engines.messages import show_in_log_of
 from modelexpress.engines.model_load import PeerLoadFailed
-from modelexpress.engines.vllm.identity import Layout, layout_here
+from modelexpress.engines.vllm.caches import bring_caches_of
+from modelexpress.engines.vllm.identity import Layout, identity_of, layout_here
 from modelexpress.engines.vllm.model_load import VllmLoad
 from modelexpress.engines.vllm.suitability import unsuitable, unsuitable_model
 from modelexpress.settings import Settings
@@ -44,10 +45,17 @@ class MxModelLoader(BaseModelLoader):  # type: ignore[misc]  # vLLM is not insta
 
     def load_model(self, vllm_config: Any, model_config: Any, prefix: str = "") -> torch.nn.Module:
         """Return the model with its weights in place and processed."""
-        if (reason := unsuitable(vllm_config, Settings.read())) is not None:
-            logger.warning("loading natively, and not becoming a source: %s", reason)
+        settings, layout = Settings.read().asking(self._registry), layout_here()
+        if (reason := unsuitable(vllm_config, settings)) is not None:
+            logger.warning("loading natively, and not becoming a source of weights: %s", reason)
         else:
-            self._load = VllmLoad.of(vllm_config, model_config, prefix, layout_here(), self._registry)
+            self._load = VllmLoad.of(vllm_config, model_config, prefix, layout, settings)
+        load = self._load
+        bring_caches_of(
+            vllm_config,
+            lambda: load.identity if load else identity_of(vllm_config, model_config, prefix, layout, settings),
+            settings,
+        )
         try:
             if self._load is not None and self._load.layout is Layout.PROCESSED:
                 return self._load_processed(self._load, vllm_config, model_config, prefix)
