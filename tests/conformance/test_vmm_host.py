@@ -1,7 +1,9 @@
 """Host memory by memfd and mmap does what every virtual memory management must do."""
 
+import errno
 import mmap
 import os
+import resource
 import socket
 import sys
 
@@ -53,8 +55,36 @@ class TestHostVmm(VmmConformance):
         os.close(descriptor)
 
     def test_more_addresses_than_there_are_cannot_be_had(self, vmm: Vmm) -> None:
-        with pytest.raises(DeviceError, match="the kernel does not reserve"):
+        with pytest.raises(DeviceError, match=r"the kernel does not reserve .* Cannot allocate memory \(free memory"):
             vmm.reserve(1 << 62)
+
+    @pytest.mark.parametrize(("number", "remedy"), [(errno.ENOMEM, "free memory"), (errno.ENFILE, "fs.file-max")])
+    def test_a_host_that_has_no_more_says_what_helps(
+        self, vmm: Vmm, monkeypatch: pytest.MonkeyPatch, number: int, remedy: str
+    ) -> None:
+        def refuse(*_: object) -> int:
+            raise OSError(number, os.strerror(number))
+
+        physical = vmm.create(vmm.granularity)
+        monkeypatch.setattr(os, "memfd_create", refuse)
+        monkeypatch.setattr(os, "dup", refuse)
+        with pytest.raises(DeviceError, match=f"the kernel does not make {vmm.granularity} bytes: .*{remedy}"):
+            vmm.create(vmm.granularity)
+        with pytest.raises(DeviceError, match=f"the kernel does not export memory: .*{remedy}"):
+            vmm.export(physical)
+        with pytest.raises(DeviceError, match=f"the kernel does not import memory: .*{remedy}"):
+            vmm.import_physical(physical, vmm.granularity)
+        vmm.release(physical)
+
+    def test_memory_that_may_not_be_so_large_leaves_nothing_behind(self, vmm: Vmm) -> None:
+        usual, before = resource.getrlimit(resource.RLIMIT_FSIZE), len(os.listdir("/proc/self/fd"))
+        resource.setrlimit(resource.RLIMIT_FSIZE, (vmm.granularity, usual[1]))
+        try:
+            with pytest.raises(DeviceError, match=r"the kernel does not make .*File too large \(raise `ulimit -f`\)"):
+                vmm.create(2 * vmm.granularity)
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, usual)
+        assert len(os.listdir("/proc/self/fd")) == before
 
 
 def main() -> None:

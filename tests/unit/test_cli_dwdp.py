@@ -53,14 +53,15 @@ def test_shapes_as_options() -> None:
     found = planned(*SHAPES)
     assert found["remote_bytes_per_layer"] == 96 * 3 * 2048 * 768 * 2
     assert found["bandwidth"] == 372e9
-    assert found["hidden_from_tokens"] == pytest.approx(15_807, abs=1)
+    assert found["hidden_from_tokens"] == pytest.approx(12_269, abs=1)
+    assert not found["attention_counted"]
     assert [rank["start_expert_id"] for rank in found["ranks"]] == [0, 32, 64, 96]
     assert found["ranks"][1]["own_bytes"] == found["bytes_of_all_experts"] // 4
     assert found["ranks"][1]["slot_bytes"] == 2 * found["remote_bytes_per_layer"]
-    faster = planned(*SHAPES, "--bandwidth", 186, "--tflops", 245)
+    faster = planned(*SHAPES, "--bandwidth", 186, "--tflops", 245, "--memory-bandwidth", 2.4)
     assert faster["hidden_from_tokens"] == found["hidden_from_tokens"]
     measured = planned(*SHAPES, "--measured", "16384:2.5")
-    assert measured["seconds_per_token"] == pytest.approx(2.5e-3 / 16384)
+    assert measured["seconds_to_compute"]["16384"] == pytest.approx(2.5e-3)
 
 
 def test_ranges_that_overlap() -> None:
@@ -82,9 +83,11 @@ def test_a_table_that_fits_a_terminal_and_a_chart(tmp_path: Path) -> None:
     ended = run("dwdp", "plan", *SHAPES, "--chart", chart)
     assert ended.returncode == 0, ended.stderr
     assert max(map(len, ended.stdout.splitlines())) <= 80
-    for said in ("32–63", "57.98 GB", "16.31 GB", "2.44 ms", "15,807 tokens", "16,384 tokens", "not hidden"):
+    for said in ("32–63", "57.98 GB", "16.31 GB", "2.44 ms", "12,269 tokens", "16,384 tokens", "not hidden"):
         assert said in ended.stdout
-    assert "hidden from 15,807 tokens on" in chart.read_text()
+    assert "attention not counted" in ended.stdout
+    assert "hidden from 12,269 tokens on" in chart.read_text()
+    assert "without attention" in chart.read_text()
 
 
 def test_a_folder_with_a_configuration_alone(folder: Path) -> None:
@@ -93,6 +96,9 @@ def test_a_folder_with_a_configuration_alone(folder: Path) -> None:
     assert found["origin"] == "config.json of qwen3_moe, bfloat16"
     wider = planned(folder, "--dwdp-size", 2, "--dtype", "float32")
     assert wider["bytes_of_all_experts"] == 2 * found["bytes_of_all_experts"]
+    assert found["attention_counted"]
+    assert "scores of attention not counted" in CliRunner().invoke(app, ["dwdp", "plan", str(folder)]).output
+    assert "not counted" not in CliRunner().invoke(app, ["dwdp", "plan", str(folder), "--prompt", "4096"]).output
 
 
 def test_a_folder_with_files_says_what_is_stored(folder: Path) -> None:
@@ -130,8 +136,13 @@ def test_what_does_not_go_together_is_refused_with_the_way_out(folder: Path, tmp
     assert "--num-experts-per-worker" in refused(*SHAPES, "--num-prefetch-experts", 30)
     assert "leave --experts" in refused(folder, "--experts", 8)
     assert "8192:1.28" in refused(*SHAPES, "--measured", "soon")
-    assert "at least 2 ranks" in refused(*SHAPES, "--dwdp-size", 1)
-    assert "more than 0" in refused(*SHAPES, "--bandwidth", 0)
+    for size in (1, 0, -1):
+        assert "at least 2 ranks" in refused(*SHAPES, "--dwdp-size", size)
+    for bandwidth in (0, -1, "nan", "inf"):
+        assert "more than 0" in refused(*SHAPES, "--bandwidth", bandwidth)
+    assert "more than 0" in refused(*SHAPES, "--tflops", "nan")
+    assert "more than 0" in refused(*SHAPES, "--measured", "8192:nan")
+    assert "a prompt of -1 tokens" in refused(*SHAPES, "--prompt", -1)
     assert "bfloat16" in refused(*SHAPES, "--dtype", "float3")
     assert "config.json" in refused(tmp_path / "nowhere")
     assert "cannot be written" in refused(*SHAPES, "--chart", tmp_path / "nowhere" / "plan.svg")

@@ -9,6 +9,7 @@ and who knows that of all of them is not left alone by what comes next, which ca
 import time
 import uuid
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 
 from torch.distributed.distributed_c10d import Store
 
@@ -73,6 +74,11 @@ class _Waiting:
             time.sleep(min(pause, left))
             pause = min(2 * pause, _LONGEST_PAUSE)
 
+    def take_back(self, key: str) -> None:
+        """Delete a key, unless the store is gone: why this rank leaves is what is told."""
+        with suppress(RuntimeError):
+            self.store.delete_key(key)
+
 
 def _asked(waiting: _Waiting, base: str, rank: int) -> str:
     asks, question = f"{base}/asks/{rank}", uuid.uuid4().hex
@@ -82,7 +88,7 @@ def _asked(waiting: _Waiting, base: str, rank: int) -> str:
         waiting.until([answer])
         return waiting.store.get(answer).decode()
     finally:
-        waiting.store.delete_key(asks)
+        waiting.take_back(asks)
 
 
 def _named(waiting: _Waiting, base: str, size: int) -> str:
@@ -99,5 +105,5 @@ def _all_here(waiting: _Waiting, name: str, rank: int, size: int) -> None:
     try:
         waiting.until([f"{name}/here/{other}" for other in range(size)])
     except BaseException:  # also an interrupt: who looks from now on must not count on this rank
-        waiting.store.delete_key(f"{name}/here/{rank}")
+        waiting.take_back(f"{name}/here/{rank}")
         raise
