@@ -35,6 +35,8 @@ ROUNDS = 7
 TARGETS = 3
 _APART = 0.02
 """Seconds between targets that are to join in a certain order."""
+_BEFORE = "the round before, not counted"
+"""Its targets are not new: each has read from every other by then. Loads of new processes: benchmarks/gpu_load.py."""
 STAR = "star"
 CHAIN = "chain"
 _PLACES = {"torch": "as torch allocates", "arena": "one arena", "host": "host memory"}
@@ -103,14 +105,18 @@ def receive(given: argparse.Namespace) -> None:
 def _load(
     model: dict[str, torch.Tensor], order: dict[str, Any], registry: str, worker: mx.Worker, own: mx.Settings
 ) -> dict[str, Any]:
+    verified: list[tuple[float, int]] = []
+
     def progress(done: int, total: int) -> None:
+        verified.append((time.monotonic(), done))
         if order["dies"] and 2 * done >= total:
+            say(died=time.monotonic())
             os.kill(os.getpid(), signal.SIGKILL)
 
     identity = mx.SourceIdentity(model_name=order["identity"])
     passing_on = worker if order["identity"] == CHAIN else None
     report = mx.load(model, identity, registry=registry, worker=passing_on, settings=own, progress=progress)
-    return {"ended": time.monotonic(), **json.loads(report.json())}
+    return {"ended": time.monotonic(), "verified": verified, **json.loads(report.json())}
 
 
 class Link:
@@ -138,10 +144,10 @@ def child(given: argparse.Namespace, name: str, registry: str, device: int) -> A
 
 def together(
     links: Sequence[Link], identity: str, *, delays: Sequence[float] = (), dies: int | None = None
-) -> list[dict[str, Any] | None]:
+) -> list[dict[str, Any]]:
     """Let targets load at the same instant, or each so many seconds later; return what each says at its end.
 
-    `seconds_to_ready` of each counts from its own start.
+    `seconds_to_ready` of each counts from its own start. The one that dies says when.
     """
     for number, link in enumerate(links):
         link.tell(identity=identity, dies=number == dies)
@@ -151,13 +157,13 @@ def together(
     starts = [start + delay for delay in delays or [0.0] * len(links)]
     for link, at in zip(links, starts, strict=True):
         link.tell(start=at)
-    answers: list[dict[str, Any] | None] = []
+    answers: list[dict[str, Any]] = []
     for number, (link, at) in enumerate(zip(links, starts, strict=True)):
+        answer = link.said()
         if number == dies:
             link.process.wait(60)
-            answers.append(None)
+            answers.append(answer)
             continue
-        answer = link.said()
         answers.append({**answer, "seconds_to_ready": answer["ended"] - at})
     return answers
 
@@ -168,21 +174,22 @@ def measure(given: argparse.Namespace) -> list[Figure]:
         right = json.loads(stack.enter_context(child(given, "source", registry, 0)).line())
         gpus = _gpus(given)
         links = [Link(stack.enter_context(child(given, "target", registry, gpu))) for gpu in gpus]
-        _acquaint(links)
+        if given.place != "host":
+            _acquaint(links)
         times: dict[str, list[float]] = {"alone": [], CHAIN: [], STAR: []}
-        cold: dict[str, float] = {}
-        for number in range(ROUNDS + 1):
+        before: dict[str, float] = {}
+        for number in range(given.rounds + 1):
             for name in times:
                 chosen = links[:1] if name == "alone" else links
                 answers = together(chosen, STAR if name == STAR else CHAIN)
-                assert all(answer and answer["checksum"] == right["checksum"] for answer in answers)
-                last = max(answer["seconds_to_ready"] for answer in answers if answer)
+                assert all(answer["checksum"] == right["checksum"] for answer in answers)
+                last = max(answer["seconds_to_ready"] for answer in answers)
                 _explain(name, answers)
-                if number:  # the first round loads kernels and opens contexts
+                if number:  # the first round is not counted; contexts and kernels are there since `_acquaint`
                     times[name].append(last)
                 else:
-                    cold[name] = last
-        figures = _compare(len(links), {name: median(found) for name, found in times.items()}, cold, right["nbytes"])
+                    before[name] = last
+        figures = _compare(len(links), {name: median(found) for name, found in times.items()}, before, right["nbytes"])
         figures += _death(links, median(times["alone"]), right)
     if given.place != "host":
         figures += _raw([0, *gpus], given.place)
@@ -195,13 +202,12 @@ def _acquaint(links: Sequence[Link]) -> None:
         together(links, CHAIN, delays=[_APART * place for place in order])
 
 
-def _explain(name: str, answers: Sequence[dict[str, Any] | None]) -> None:
+def _explain(name: str, answers: Sequence[dict[str, Any]]) -> None:
     """Say on standard error what each target spent its time on, in ms."""
     for answer in answers:
-        if answer is not None:
-            stages = " ".join(f"{stage['name']} {1e3 * stage['seconds']:.1f};" for stage in answer["stages"])
-            took = 1e3 * answer["seconds_to_ready"]
-            sys.stderr.write(f"{name}: {took:.1f} ms from {answer['source'][-8:]}: {stages} {answer['notes']}\n")
+        stages = " ".join(f"{stage['name']} {1e3 * stage['seconds']:.1f};" for stage in answer["stages"])
+        took = 1e3 * answer["seconds_to_ready"]
+        sys.stderr.write(f"{name}: {took:.1f} ms from {answer['source'][-8:]}: {stages} {answer['notes']}\n")
 
 
 def _gpus(given: argparse.Namespace) -> list[int]:
@@ -211,7 +217,7 @@ def _gpus(given: argparse.Namespace) -> list[int]:
     return [1, 0]
 
 
-def _compare(targets: int, times: dict[str, float], cold: dict[str, float], nbytes: int) -> list[Figure]:
+def _compare(targets: int, times: dict[str, float], before: dict[str, float], nbytes: int) -> list[Figure]:
     alone = times["alone"]
     ratio = times[CHAIN] / alone
     figures = [Figure("one target alone", 1e3 * alone, "ms", note=f"{nbytes / alone / 1e9:.0f} GB/s")]
@@ -229,7 +235,7 @@ def _compare(targets: int, times: dict[str, float], cold: dict[str, float], nbyt
     figures.append(
         Figure(f"{targets} targets, star: the last one is ready", 1e3 * times[STAR], "ms", "one alone", 1e3 * alone)
     )
-    return figures + [Figure(f"the first time: {name}", 1e3 * seconds, "ms") for name, seconds in cold.items()]
+    return figures + [Figure(f"{_BEFORE}: {name}", 1e3 * seconds, "ms") for name, seconds in before.items()]
 
 
 def _raw(gpus: Sequence[int], place: str) -> list[Figure]:
@@ -241,17 +247,26 @@ def _raw(gpus: Sequence[int], place: str) -> list[Figure]:
 
 def _death(links: Sequence[Link], alone: float, right: dict[str, Any]) -> list[Figure]:
     """Let the first link die at half, and another target come late."""
-    answers = together(links, CHAIN, delays=(0.0, alone / 20, alone / 2)[: len(links)], dies=0)
-    _explain("a link dies", answers)
-    survivors = [answer for answer in answers if answer is not None]
+    dead, *survivors = together(links, CHAIN, delays=(0.0, alone / 20, alone / 2)[: len(links)], dies=0)
+    _explain("a link dies", survivors)
     assert all(answer["checksum"] == right["checksum"] for answer in survivors)
     figures = []
     for name, answer in zip(("the one behind it", "the late one"), survivors, strict=False):
-        kept = answer["kept_bytes"] / answer["nbytes"]
-        ready = 1e3 * answer["seconds_to_ready"]
-        figures.append(Figure(f"a link dies at half: {name} is ready", ready, "ms", "one alone", 1e3 * alone))
-        figures.append(Figure(f"a link dies at half: {name} had and kept", 100 * kept, "% of the bytes"))
+        figures += _after_death(f"a link dies at half: {name}", answer, dead["died"], alone)
     return figures
+
+
+def _after_death(name: str, answer: dict[str, Any], died: float, alone: float) -> list[Figure]:
+    """Return how a target fared that lost its source at an instant of the machine's clock."""
+    percent = 100 / answer["nbytes"]
+    had = max((done for at, done in answer["verified"] if at <= died), default=0)
+    again = max(had - answer["kept_bytes"], 0)
+    return [
+        Figure(f"{name} is ready", 1e3 * answer["seconds_to_ready"], "ms", "one alone", 1e3 * alone),
+        Figure(f"{name} had verified at that instant", percent * had, "% of the bytes"),
+        Figure(f"{name} had and kept", percent * answer["kept_bytes"], "% of the bytes"),
+        Figure(f"{name} fetched again of what it had verified", percent * again, "% of the bytes"),
+    ]
 
 
 def main() -> None:
@@ -261,6 +276,7 @@ def main() -> None:
     parser.add_argument("--registry", default="")
     parser.add_argument("--place", choices=[*_PLACES, "all"], default="all", help="where the models are")
     parser.add_argument("--set", dest="chosen", choices=[*SETS, "tiny"], default="dense")
+    parser.add_argument("--rounds", type=int, default=ROUNDS)
     parser.add_argument("--out", type=Path, help="JSON; by default in benchmarks/results/")
     given = parser.parse_args()
     if given.role:

@@ -6,7 +6,7 @@ are there; each process sees one. `--host --tiny` tries the logic in host memory
 Compared are torch.distributed's broadcast over NCCL, safetensors files in memory, and the client `modelexpress` 0.7.0
 of the package index with its own transfer class over NIXL, where `--other-site` names a folder in which it is
 installed (pip install --target). Of the others the best of five repetitions counts, of ours the median. A way that
-fails is left out, and the reason is printed.
+fails or is not among `--parts` is left out, and the file says why.
 """
 
 import argparse
@@ -69,6 +69,10 @@ class Report:
             # The last line of a traceback: the others name files of this machine.
             self.left_out.append({"part": part.title, "reason": str(error).splitlines()[-1]})
 
+    def skip(self, part: Part) -> None:
+        """Note a part that was not asked for."""
+        self.left_out.append({"part": part.title, "reason": "not among --parts"})
+
     def _add(self, timing: Timing, *, is_own: bool) -> None:
         name, took = f"{self._set}: {timing.name}", 1e3 * timing.seconds
         if not timing.nbytes:
@@ -122,8 +126,7 @@ def main() -> None:
     rate, device = parts.peer_copy(scope)
     report = Report(scope, rate, console.print)
     for part in all_parts(scope):
-        if part.key in given.parts:
-            report.run(part)
+        (report.run if part.key in given.parts else report.skip)(part)
     machine = {"device": device or "none", "devices": devices, **dataclasses.asdict(Machine.this())}
     fields = [figure.fields() for figure in report.figures]
     found = json.dumps({"machine": machine, "figures": fields, "left_out": report.left_out}, indent=1)

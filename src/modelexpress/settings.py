@@ -147,7 +147,8 @@ class Settings(OtherVersions):
     uplink_limit: Annotated[int, Field(ge=0)] = Field(
         default=0,
         validation_alias="MX_UPLINK_LIMIT",
-        description="Bytes a second that all readers of a worker together may take, while it serves; 0: no limit.",
+        description="Bytes a second that a worker asks its readers to keep to together while it serves: they hold back "
+        "themselves, those of other makes do not; 0: no limit.",
     )
     model_revision: str = Field(
         default="",

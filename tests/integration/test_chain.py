@@ -11,6 +11,7 @@ import torch
 import modelexpress as mx
 from modelexpress.errors import NoRoom, SourceGone
 from modelexpress.peer import PeerClient
+from modelexpress.transport.nixl_library import missing
 from tests.support.chain_target import ChainTarget
 from tests.support.commands import run
 from tests.support.readers import only_reader
@@ -22,7 +23,11 @@ MEGABYTES = 64
 TOTAL = MEGABYTES << 20
 SLOW = 40 << 20
 """Bytes a second of a source that leaves time to watch: the whole takes 1.6 seconds."""
-TRANSPORTS = ["local", "tcp"]
+TRANSPORTS = [
+    "local",
+    "tcp",
+    pytest.param("nixl", marks=pytest.mark.skipif(missing() is not None, reason=str(missing()))),
+]
 
 
 @pytest.fixture
@@ -170,8 +175,11 @@ def test_a_target_without_room_leaves_nothing_that_others_wait_for(
             client.acquire(identity.source_id, worker.worker_id, "reader", "host")
 
 
-def test_a_source_with_a_limited_uplink_is_read_no_faster(registry: str, identity: mx.SourceIdentity) -> None:
-    with targets(registry, identity, "local", 1) as (target,), seed(registry, identity, "local", SLOW):
+@pytest.mark.parametrize("transport", ["local", "tcp"])
+def test_a_source_with_a_limited_uplink_is_read_no_faster(
+    registry: str, identity: mx.SourceIdentity, transport: str
+) -> None:
+    with targets(registry, identity, transport, 1) as (target,), seed(registry, identity, transport, SLOW):
         target.start()
         report = target.report()
     copied = next(stage for stage in report["stages"] if stage["name"] == "copy and verify")

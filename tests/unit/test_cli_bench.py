@@ -11,7 +11,7 @@ from modelexpress.cli.bench_source import made_up_tensors, tensor_sizes
 from modelexpress.cli.child import ChildFailed, child
 from modelexpress.cli.figure import Figure
 from modelexpress.cli.plain_sockets import receive_seconds
-from modelexpress.cli.sizes import parse_bytes
+from modelexpress.cli.sizes import parse_bytes, shown_bytes
 from modelexpress.cli.speed import copy_seconds, digest_seconds, filled_arena, fresh_copy_seconds
 from modelexpress.errors import ConfigurationError
 from modelexpress.memory import HostArena
@@ -100,3 +100,18 @@ def test_a_child_that_does_not_want_to_end_is_ended() -> None:
 def test_a_figure_without_a_limit_has_no_ratio() -> None:
     assert Figure("copy", 2.0, "GB/s").ratio is None
     assert Figure("load", 1.0, "GB/s", "copy", 2.0).ratio == 0.5
+
+
+@pytest.mark.parametrize(
+    ("nbytes", "text"),
+    [
+        (0, "0 B"),
+        (9, "9 B"),
+        (4096, "4.10 KB"),
+        (3_000_000, "3.00 MB"),
+        (67_108_864, "0.07 GB"),
+        (61 * 10**9, "61.00 GB"),
+    ],
+)
+def test_small_numbers_of_bytes_do_not_look_like_nothing(nbytes: int, text: str) -> None:
+    assert shown_bytes(nbytes) == text

@@ -1,12 +1,14 @@
 """`mx doctor`: what is wrong is found, and each finding says what to do."""
 
 import ctypes
+import importlib.util
 import json
 import os
 import socket
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -20,8 +22,16 @@ from modelexpress.cli.checkup_links import (
     check_ways,
     network_interfaces,
 )
-from modelexpress.cli.checkup_machine import check_accelerators, check_arena, check_machine, check_packages
-from modelexpress.cli.checkup_network import check_registry, check_settings, check_transports, check_worker_port
+from modelexpress.cli.checkup_machine import (
+    check_accelerators,
+    check_arena,
+    check_device_arena,
+    check_device_digest,
+    check_machine,
+    check_packages,
+)
+from modelexpress.cli.checkup_network import check_registry, check_settings, check_worker_port
+from modelexpress.cli.checkup_transports import Ways, check_transports
 from modelexpress.cli.doctor import examine
 from modelexpress.cli.findings import Finding, State
 from modelexpress.cli.machine import Machine, container_limit
@@ -86,7 +96,7 @@ def test_a_taken_worker_port_is_found() -> None:
 
 
 def test_a_transport_that_is_not_wanted_says_so() -> None:
-    findings = list(check_transports(Settings(transport="tcp")))
+    findings = list(check_transports(Ways.find(Settings(transport="tcp"))))
     assert only(findings, "tcp").state is State.WORKS
     assert "MX_TRANSPORT" in only(findings, "local").detail
 
@@ -96,13 +106,25 @@ def test_a_malformed_setting_names_its_value_and_default(value: str) -> None:
     finding = only(list(check_settings({"MX_TCP_STREAMS": value})), "MX_TCP_STREAMS")
     assert finding.state is State.LIMITED
     assert repr(value) in finding.detail
-    assert "'4'" in finding.detail
+    assert "the default 4" in finding.detail
 
 
 def test_a_misspelt_setting_is_told_what_it_may_mean() -> None:
     finding = only(list(check_settings({"MX_TCP_STREAM": "4"})), "MX_TCP_STREAM")
     assert finding.state is State.LIMITED
     assert "MX_TCP_STREAMS" in finding.remedy
+
+
+def test_a_misspelt_signature_policy_is_the_strictest() -> None:
+    finding = only(list(check_settings({"MX_ARTIFACT_POLICY": "required"})), "MX_ARTIFACT_POLICY")
+    assert finding.state is State.LIMITED
+    assert "'require' is used" in finding.detail
+
+
+def test_a_setting_of_other_versions_is_said_to_be_without_effect() -> None:
+    finding = only(list(check_settings({"MX_POOL_REG": "1"})), "MX_POOL_REG")
+    assert finding.state is State.LIMITED
+    assert "without effect" in finding.detail
 
 
 def test_good_and_absent_settings_are_well() -> None:
@@ -131,7 +153,7 @@ def test_a_machine_describes_itself() -> None:
 
 
 GPUS = Survey("580.1", (Gpu("NVIDIA H200", 150 << 30, 18),) * 2, ((0, 1, Link.NVLINK),))
-UCX = Ucx(("LIBFABRIC", "UCX"), "1.23.0", ("cma", "cuda_cpy", "cuda_ipc", "tcp"))
+UCX = Ucx("1.23.0", ("cma", "cuda_cpy", "cuda_ipc", "tcp"))
 CARD = Card("mlx5_0", "mlx5_core", 50e9)
 
 
@@ -140,6 +162,20 @@ def test_gpus_are_named_with_what_torch_can_do_with_them(monkeypatch: pytest.Mon
     found = check_accelerators(GPUS)
     assert "2 × NVIDIA H200 (150 GiB), of which CUDA_VISIBLE_DEVICES=1 shows some, driver 580.1" in found.detail
     assert "torch" in found.detail
+
+
+def test_what_gpu_memory_needs_is_looked_for_where_there_is_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    find = importlib.util.find_spec
+    names = ("triton", "modelexpress.memory._arena")
+    monkeypatch.setattr("modelexpress.cli.checkup_machine.survey", lambda: GPUS)
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name in names else find(name))
+    found = list(check_machine())
+    digests = only(found, "digests on GPUs")
+    assert digests.state is State.LIMITED
+    assert "modelexpress[cuda]" in digests.remedy
+    assert only(found, "arena on GPUs").state is State.LIMITED
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: find("os"))
+    assert check_device_digest().state is check_device_arena().state is State.WORKS
 
 
 @pytest.mark.parametrize("link", list(Link))
@@ -179,9 +215,13 @@ def test_interfaces_that_are_up_are_listed_with_their_speed(tmp_path: Path) -> N
 
 def test_a_nixl_that_cannot_reach_gpus_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
     assert check_ucx(UCX, GPUS).state is State.WORKS
-    assert check_ucx(Ucx(("UCX",), "1.23.0", ("tcp",)), GPUS).state is State.LIMITED
-    assert check_ucx(Ucx(("UCX",), "1.23.0", ("tcp",)), None).state is State.WORKS
+    assert check_ucx(Ucx("1.23.0", ("tcp",)), GPUS).state is State.LIMITED
+    assert check_ucx(Ucx("1.23.0", ("tcp",)), None).state is State.WORKS
     assert "it broke" in check_ucx("it broke", None).detail
+    assert "libfabric" not in check_ucx(UCX, GPUS).detail, "its plugin alone says nothing"
+    assert "libfabric starts, too" in check_ucx(replace(UCX, libfabric=True), GPUS).detail
+    failed = check_ucx(replace(UCX, fault="unset it"), GPUS)
+    assert (failed.state, "unset it" in failed.detail) == (State.LIMITED, True)
     monkeypatch.setenv("UCX_TLS", "tcp")
     assert "UCX_TLS=tcp restricts" in check_ucx(UCX, None).detail
 
@@ -190,7 +230,7 @@ def test_a_nixl_that_cannot_reach_gpus_is_found(monkeypatch: pytest.MonkeyPatch)
 def test_ucx_is_asked_in_a_process_of_its_own() -> None:
     found = ask()
     assert isinstance(found, Ucx), found
-    assert "UCX" in found.plugins
+    assert not found.fault
     assert {"tcp", "posix"} <= set(found.components)
 
 
@@ -199,23 +239,60 @@ def test_ucx_is_asked_in_a_process_of_its_own() -> None:
     [
         ("auto", None, (), "local: the kernel", "tcp"),
         ("auto", GPUS, (), "over NVLink", "tcp"),
-        ("nixl", GPUS, (CARD,), "nixl, as `local`", "nixl by UCX over mlx5_0 (mlx5_core) 400 Gbit/s, to and from"),
-        ("nixl", None, (Card("efa_0", "efa", 12.5e9),), "nixl, as `local`", "nixl by libfabric"),
+        ("nixl", GPUS, (CARD,), "nixl, as MX_TRANSPORT asks", "nixl by UCX over mlx5_0 (mlx5_core) 400 Gbit/s, to and"),
+        ("nixl", None, (Card("efa_0", "efa", 12.5e9),), "nixl, as MX_TRANSPORT asks", "nixl by libfabric"),
         ("local", None, (), "local: the kernel", "nothing can be loaded"),
     ],
 )
 def test_a_sentence_says_what_a_load_would_use(
-    transport: Literal["auto", "local", "nixl"], gpus: Survey | None, cards: tuple[Card, ...], within: str, between: str
+    monkeypatch: pytest.MonkeyPatch,
+    transport: Literal["auto", "local", "nixl"],
+    gpus: Survey | None,
+    cards: tuple[Card, ...],
+    within: str,
+    between: str,
 ) -> None:
     if transport == "nixl" and missing() is not None:
         pytest.skip(str(missing()))
-    found = list(check_ways(Settings(transport=transport), gpus, cards))
+    monkeypatch.setattr("modelexpress.cli.checkup_transports.ask", lambda: UCX)
+    found = list(check_ways(Ways.find(Settings(transport=transport)), gpus, cards))
     assert within in only(found, "within this host").detail
     assert between in only(found, "between hosts").detail
 
 
+@pytest.mark.parametrize(
+    ("ways", "within"),
+    [
+        (Ways(("tcp",), (("local", "no place for its socket"),)), "tcp, as `local` cannot be used: no place for"),
+        (Ways(("tcp", "local"), ()), "tcp, as MX_TRANSPORT_FIRST asks for it"),
+    ],
+)
+def test_it_is_said_why_local_is_not_used(ways: Ways, within: str) -> None:
+    assert within in only(list(check_ways(ways, None, ())), "within this host").detail
+
+
+@pytest.mark.skipif(missing() is not None, reason=str(missing()))
+@pytest.mark.parametrize(
+    ("variable", "value", "said"),
+    [
+        ("UCX_RCACHE_ENABLE", "y", "UCX_RCACHE_ENABLE is set"),
+        ("UCX_TLS", "cma", "must contain tcp"),
+        ("UCX_TLS", "tcp", "neither RDMA nor shared memory leads"),
+    ],
+)
+def test_a_nixl_that_starts_nothing_or_reads_nothing_is_not_said_to_work(
+    monkeypatch: pytest.MonkeyPatch, variable: str, value: str, said: str
+) -> None:
+    monkeypatch.setenv(variable, value)
+    ways = Ways.find(Settings(transport="nixl"))
+    found = list(check_transports(ways))
+    assert said in only(found, "nixl").detail
+    assert only(found, "any").state is State.BROKEN
+    assert said in only(list(check_links(ways)), "NIXL").detail
+
+
 def test_everything_about_links_is_said_on_any_machine() -> None:
-    names = {finding.name for finding in check_links(Settings())}
+    names = {finding.name for finding in check_links(Ways.find(Settings()))}
     assert {"RDMA cards", "network", "within this host", "between hosts"} <= names
 
 

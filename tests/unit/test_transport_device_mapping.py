@@ -6,10 +6,10 @@ from collections.abc import Callable, Iterator
 
 import pytest
 
-from modelexpress.errors import DeviceError, PeerLost, TransportError
+from modelexpress.errors import DeviceError, PeerLost, TransportError, TransportUnavailable
 from modelexpress.memory.host_vmm import HostVmm
 from modelexpress.memory.side_by_side import SideBySide
-from modelexpress.transport.device_mapping import DeviceMapping
+from modelexpress.transport.device_mapping import MANY_REGIONS, DeviceMapping
 from tests.support.driver_double import DriverDouble
 from tests.support.waiting import wait_until
 
@@ -88,7 +88,7 @@ def test_a_later_error_reaches_who_waits_and_who_asks_afterwards() -> None:
     mapping.map_first()
     mapping.start()
     for _ in range(2):
-        with pytest.raises(DeviceError, match="refused"):
+        with pytest.raises(TransportUnavailable, match="device 0 cannot map the source's memory: refused"):
             mapping.address(1, PAGE)
     assert mapping.address(0, PAGE) > 0, "what is mapped can be read"
     mapping.close()
@@ -126,6 +126,16 @@ def test_nothing_to_map_needs_no_thread() -> None:
     assert mapping.seconds is not None
     assert mapping.largest() is None
     mapping.close()
+
+
+def test_an_arena_is_advised_where_there_are_many_regions() -> None:
+    few = DeviceMapping({number: Slow(1, at_once) for number in range(3)}, 0)
+    assert not few.advice()
+    few.close()
+    many = DeviceMapping({number: Slow(1, at_once) for number in range(MANY_REGIONS)}, 0)
+    assert f"{MANY_REGIONS} allocations" in many.advice()
+    assert "CudaArena" in many.advice()
+    many.close()
 
 
 def test_a_region_that_cannot_be_unmapped_does_not_keep_the_others(caplog: pytest.LogCaptureFixture) -> None:

@@ -56,6 +56,12 @@ def test_a_setting_chooses_one_and_the_others_have_their_reason() -> None:
     assert dict(chosen.reasons)["local"] == "MX_TRANSPORT asks for tcp"
 
 
+def test_a_setting_puts_one_first_and_keeps_the_others() -> None:
+    chosen = available(Settings(transport_first="tcp"))
+    assert [transport.name for transport in chosen.transports if transport.name != "nixl"] == ["tcp", "local"]
+    assert "tcp" not in dict(chosen.reasons)
+
+
 def test_what_the_source_could_not_offer_comes_with_its_reason(
     transports: tuple[Transport, Transport], exports: list[Export]
 ) -> None:

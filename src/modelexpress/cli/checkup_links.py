@@ -5,12 +5,11 @@ from collections import defaultdict
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
+from modelexpress.cli.checkup_transports import Ways
 from modelexpress.cli.findings import Finding, limited, works
 from modelexpress.cli.nvml import Link, Survey, survey
-from modelexpress.cli.ucx_probe import Ucx, ask
-from modelexpress.settings import Settings
+from modelexpress.cli.ucx_probe import Ucx
 from modelexpress.transport.nixl_cards import Card, rdma_cards
-from modelexpress.transport.nixl_library import missing
 
 _AREA = "links"
 _RDMA = Path("/sys/class/infiniband")
@@ -18,16 +17,16 @@ _NETWORK = Path("/sys/class/net")
 _GPU_COMPONENT = "cuda"
 
 
-def check_links(settings: Settings) -> Iterator[Finding]:
+def check_links(ways: Ways) -> Iterator[Finding]:
     """Yield what connects this host's GPUs, and this host with others, and what loads would use."""
     gpus = survey()
     if gpus is not None and gpus.links:
         yield check_gpu_links(gpus)
     yield check_rdma()
     yield works(_AREA, "network", _listed(network_interfaces()) or "no interface is up")
-    if missing() is None:
-        yield check_ucx(ask(), gpus)
-    yield from check_ways(settings, gpus, rdma_cards())
+    if ways.nixl is not None:
+        yield check_ucx(ways.nixl, gpus)
+    yield from check_ways(ways, gpus, rdma_cards())
 
 
 def check_gpu_links(gpus: Survey) -> Finding:
@@ -74,39 +73,38 @@ def check_ucx(ucx: Ucx | str, gpus: Survey | None) -> Finding:
     if isinstance(ucx, str):
         remedy = "reinstall it: pip install --force-reinstall 'modelexpress[nixl]'; other transports do not need it"
         return limited(_AREA, "NIXL", f"cannot be asked: {ucx}", remedy)
-    libfabric = "; libfabric is there, too" if "LIBFABRIC" in ucx.plugins else ""
+    libfabric = "; libfabric starts, too" if ucx.libfabric else ""
     restricted = f", which UCX_TLS={os.environ['UCX_TLS']} restricts" if "UCX_TLS" in os.environ else ""
     detail = f"UCX {ucx.version} finds {', '.join(ucx.components) or 'nothing'}{restricted}{libfabric}"
+    if ucx.fault:
+        return limited(_AREA, "NIXL", f"{detail}; {ucx.fault}", "mend that; other transports do not need it")
     if gpus is not None and not any(name.startswith(_GPU_COMPONENT) for name in ucx.components):
         remedy = "install the build of NIXL for the driver's CUDA version: nixl-cu12 or nixl-cu13"
         return limited(_AREA, "NIXL", f"{detail}; it cannot read the memory of GPUs", remedy)
     return works(_AREA, "NIXL", detail)
 
 
-def check_ways(settings: Settings, gpus: Survey | None, cards: tuple[Card, ...]) -> Iterator[Finding]:
+def check_ways(ways: Ways, gpus: Survey | None, cards: tuple[Card, ...]) -> Iterator[Finding]:
     """Yield, in a sentence each, what a load within this host and one from another host would use, and why."""
-    from modelexpress.transport import available
-
-    selection = available(settings)
-    names = [transport.name for transport in selection.transports]
-    for transport in selection.transports:
-        transport.close()
-    if names:
-        yield works(_AREA, "within this host", _within_host(names[0], gpus))
-    reasons = dict(selection.reasons)
-    if "nixl" in names and cards:
+    if ways.names:
+        yield works(_AREA, "within this host", _within_host(ways, gpus))
+    if "nixl" in ways.names and cards:
         yield works(_AREA, "between hosts", _by_card(cards, gpus))
-    elif "tcp" in names:
-        yield works(_AREA, "between hosts", _by_tcp(reasons.get("nixl", "no RDMA network card of this host is up")))
+    elif "tcp" in ways.names:
+        yield works(_AREA, "between hosts", _by_tcp(ways.why.get("nixl", "no RDMA network card of this host is up")))
     else:
-        reason = "; ".join(f"{name}: {why}" for name, why in reasons.items() if name != "local")
+        reason = "; ".join(f"{name}: {why}" for name, why in ways.reasons if name != "local")
         remedy = "mend one of nixl and tcp, unless all loads stay on this host"
         yield limited(_AREA, "between hosts", f"nothing can be loaded ({reason})", remedy)
 
 
-def _within_host(first: str, gpus: Survey | None) -> str:
+def _within_host(ways: Ways, gpus: Survey | None) -> str:
+    first = ways.names[0]
+    if first == ways.only != "local":
+        return f"{first}, as MX_TRANSPORT asks for it and for nothing else"
     if first != "local":
-        return f"{first}, as `local` cannot be used"
+        why = ways.why.get("local")
+        return f"{first}, {f'as `local` cannot be used: {why}' if why else 'as MX_TRANSPORT_FIRST asks for it'}"
     host = "local: the kernel copies host memory from one process's pages to the other's"
     if gpus is None:
         return host

@@ -38,7 +38,11 @@ def check_machine() -> Iterator[Finding]:
     yield check_digest()
     yield works("machine", "cores", f"{len(os.sched_getaffinity(0))} of {os.cpu_count()} may be used")
     yield check_descriptors()
-    yield check_accelerators()
+    gpus = survey()
+    yield check_accelerators(gpus)
+    if gpus is not None:
+        yield check_device_digest()
+        yield check_device_arena()
     yield check_memory()
     yield check_arena()
     yield check_shm()
@@ -70,6 +74,22 @@ def check_digest() -> Finding:
         return works("digest", DIGEST_ALGORITHM, "computed in C")
     remedy = "install a C compiler, then reinstall modelexpress"
     return limited("digest", DIGEST_ALGORITHM, f"computed in numpy, which is slow: {chosen.reason}", remedy)
+
+
+def check_device_digest() -> Finding:
+    """Return what computes digests of GPU memory; Triton is not imported, which takes a second."""
+    if importlib.util.find_spec("triton") is None:
+        detail = "triton is not installed: GPU memory can be neither published nor verified"
+        return limited("machine", "digests on GPUs", detail, "pip install 'modelexpress[cuda]'")
+    return works("machine", "digests on GPUs", f"computed by Triton {_version('triton') or 'of an unknown version'}")
+
+
+def check_device_arena() -> Finding:
+    """Return whether `CudaArena` can be used: its allocator is compiled when the package is installed."""
+    if importlib.util.find_spec("modelexpress.memory._arena") is None:
+        detail = "not compiled: models lie in as many allocations as torch makes, which slows their first copy down"
+        return limited("machine", "arena on GPUs", detail, "install a C compiler, then reinstall modelexpress")
+    return works("machine", "arena on GPUs", "CudaArena is compiled")
 
 
 def check_memory() -> Finding:

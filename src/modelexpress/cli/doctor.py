@@ -12,7 +12,8 @@ from rich.text import Text
 
 from modelexpress.cli.checkup_links import check_links
 from modelexpress.cli.checkup_machine import check_machine
-from modelexpress.cli.checkup_network import check_registry, check_settings, check_transports, check_worker_port
+from modelexpress.cli.checkup_network import check_registry, check_settings, check_worker_port
+from modelexpress.cli.checkup_transports import Ways, check_transports
 from modelexpress.cli.findings import Finding, State
 from modelexpress.cli.machine import Machine
 from modelexpress.cli.options import JsonOption, RegistryOption
@@ -40,8 +41,9 @@ def doctor(registry: RegistryOption = None, as_json: JsonOption = False) -> None
 def examine(settings: Settings) -> Iterator[Finding]:
     """Yield everything that is worth knowing about this machine and this environment."""
     yield from check_machine()
-    yield from check_transports(settings)
-    yield from check_links(settings)
+    ways = Ways.find(settings)
+    yield from check_transports(ways)
+    yield from check_links(ways)
     yield check_worker_port(settings)
     yield check_registry(settings)
     yield from check_settings()

@@ -15,6 +15,7 @@ from rich.text import Text
 from modelexpress.cli.feeding import Fed, feeding
 from modelexpress.cli.options import JsonOption, RegistryOption
 from modelexpress.cli.printable import printable
+from modelexpress.cli.sizes import shown_bytes
 from modelexpress.client import AsyncClient
 from modelexpress.identity import SourceIdentity
 from modelexpress.wire.records import SourceRef, SourceStatus, WorkerRecord
@@ -129,7 +130,7 @@ def _add_readers(table: Table, readers: list[Fed], depth: int) -> None:
     while waiting:
         reader, depth = waiting.pop()
         done = reader.verified_bytes / reader.total_bytes if reader.total_bytes else 0.0
-        rate = f"{printable(reader.worker_id)}  {done:.0%} of {reader.total_bytes / 1e9:.2f} GB"
+        rate = f"{printable(reader.worker_id)}  {done:.0%} of {shown_bytes(reader.total_bytes)}"
         name = Text(f"{' ' * min(depth, _DEEPEST)}└ {rate}")
         table.add_row(name, "", Text("reading", style="cyan"), f"{reader.seconds:.0f} s", reader.endpoint or "-")
         waiting += [(below, depth + 1) for below in reversed(reader.readers)]

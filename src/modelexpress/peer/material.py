@@ -21,7 +21,7 @@ class Material:
     """What a worker offers under one identity.
 
     `owners` keep the memory of the regions alive. `artifact` is the sealed manifest where the tensors are the files of
-    a cache.
+    a cache. `accelerator` is what the memory belongs to: "cuda" where any of it is a GPU's, unless it is given.
     """
 
     identity: SourceIdentity
@@ -32,6 +32,10 @@ class Material:
     files: Mapping[str, bytes] = field(default_factory=dict)
     accelerator: str = ""
     artifact: SealedArtifact | None = None
+
+    def __post_init__(self) -> None:
+        if not self.accelerator and any(region.device is not None for region in self.regions):
+            object.__setattr__(self, "accelerator", "cuda")
 
     def descriptors(self) -> Iterator[TensorDescriptor]:
         """Yield the tensors as `model_express.p2p` describes them."""

@@ -67,6 +67,7 @@ class Transfer(ABC):
             PeerLost: The source died, or the reader was closed.
             RegionWithdrawn: A run names a region, or bytes of one, that the source does not offer any more.
             AccessDenied: The lease was revoked.
+            TransportUnavailable: Some of the memory cannot be reached this way after all; another transport may.
         """
 
 
@@ -84,6 +85,10 @@ class Reader(ABC):
     def limit(self) -> LinkLimit | None:
         """Measure the limit of the link that this reader uses in at most 100 ms; None where the transport knows it."""
         return None
+
+    def advice(self) -> str:
+        """Return what would make reading from this source faster, for people; empty where nothing is known."""
+        return ""
 
     @abstractmethod
     def close(self) -> None:

@@ -85,6 +85,9 @@ class DeviceReader(Reader):
         """
         return link_limit(self._device, self._peers, self.mapping.largest(), to_device=self._to_device)
 
+    def advice(self) -> str:
+        return self.mapping.advice()
+
     def close(self) -> None:
         """End every transfer. No late byte lands any more; the mappings are given back in the background."""
         self._crew.close()

@@ -48,6 +48,10 @@ _REGISTERING = {
     Segment.HOST: "register memory",
     Segment.DEVICE: "register the memory of a GPU, which its UCX may have been built or set up without",
 }
+_NEEDS = {
+    "UCX": "UCX_TLS, if it is set, must contain tcp, and cuda for GPUs; UCX_NET_DEVICES must name what is there",
+    "LIBFABRIC": "it needs libfabric, its EFA provider and the libraries that NIXL's plugin names (ldd shows them)",
+}
 PROGRESS_SECONDS = 0.05
 """How long the progress thread sleeps when nothing wakes it; UCX is known to forget to, now and then."""
 
@@ -80,9 +84,7 @@ class NativeAgent:
         config.pthrDelay = int(PROGRESS_SECONDS * 1e6)
         config.syncMode = native.NIXL_THREAD_SYNC_RW
         options = {"engine_config": ",".join(f"{key}={value}" for key, value in settings.items())}
-        with library.translated(
-            f"start its backend {backend}; UCX_TLS, if it is set, must contain tcp, and cuda for GPUs"
-        ):
+        with library.translated(f"start its backend {backend}; {_NEEDS[backend]}"):
             self._agent: Any = native.nixlAgent(name, config)
             self._backends = [self._agent.createBackend(backend, options if backend == "UCX" else {})]
 

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Selection:
-    """The transports that a process can use, fastest first, and why it cannot use the others, by name."""
+    """The transports that a process can use, best first, and why it cannot use the others, by name."""
 
     transports: tuple[Transport, ...]
     reasons: tuple[tuple[str, str], ...]
@@ -46,7 +46,8 @@ def available(
     Where TLS files are set that cannot be used, what they were to protect is left out: nothing falls back to plain.
 
     Args:
-        settings: Names the one transport to use, or `auto`, and the TLS files; read from the environment when None.
+        settings: Names the one transport to use, or `auto`, the one to try first, and the TLS files; read from the
+            environment when None.
         host: Address on which a source listens for `nixl` and `tcp`.
         advertised_host: Name under which targets reach this process; empty: `host`.
         server_tls: Makes a source encrypt `tcp`, and what `nixl` says before bytes travel; None: as the settings say.
@@ -69,6 +70,7 @@ def available(
             reasons.append((transport.name, reason))
         else:
             usable.append(transport)
+    usable.sort(key=lambda transport: transport.name != settings.transport_first)
     return Selection(tuple(usable), tuple(reasons))
 
 

@@ -25,11 +25,12 @@ def publish(
 ) -> Publication:
     """Make this process a source of a model until the returned publication is closed.
 
-    The tensors are moved into shareable memory, one storage at a time, and stay the same objects. They must not
-    be changed while they are published: targets would find out by their digests and refuse them.
+    Tensors in host memory are moved into shareable memory, one storage at a time, and stay the same objects; on CUDA
+    devices they stay where they are. They must not be changed while they are published: targets would find out by
+    their digests and refuse them.
 
     Args:
-        model: A module, or tensors by name, in host memory.
+        model: A module, or tensors by name, in host memory or on CUDA devices.
         identity: What the weights are; targets with an equal identity get them.
         rank: Of this worker within its replica.
         registry: HOST:PORT of the registry; None takes it from the environment.
