@@ -252,11 +252,11 @@ def _death(links: Sequence[Link], alone: float, right: dict[str, Any]) -> list[F
     assert all(answer["checksum"] == right["checksum"] for answer in survivors)
     figures = []
     for name, answer in zip(("the one behind it", "the late one"), survivors, strict=False):
-        figures += _after_death(f"a link dies at half: {name}", answer, dead["died"], alone)
+        figures += after_death(f"a link dies at half: {name}", answer, dead["died"], alone)
     return figures
 
 
-def _after_death(name: str, answer: dict[str, Any], died: float, alone: float) -> list[Figure]:
+def after_death(name: str, answer: dict[str, Any], died: float, alone: float) -> list[Figure]:
     """Return how a target fared that lost its source at an instant of the machine's clock."""
     percent = 100 / answer["nbytes"]
     had = max((done for at, done in answer["verified"] if at <= died), default=0)
