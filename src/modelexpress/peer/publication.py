@@ -21,6 +21,8 @@ logger = logging.getLogger(__name__)
 
 _FIRST_RETRY = 0.2
 _LAST_RETRY = 5.0
+_chance = random.Random()
+"""Apart from the generator of the process, whose numbers an engine may have to repeat."""
 
 
 class Registry(Protocol):
@@ -159,13 +161,13 @@ class Publication:
                 retry, said = _FIRST_RETRY, ""
                 if self._wake.wait(self._interval):
                     self._wake.clear()
-                    self._stop.wait(random.uniform(0, _FIRST_RETRY))
+                    self._stop.wait(_chance.uniform(0, _FIRST_RETRY))
             except ModelExpressError as error:
                 level = logging.DEBUG if str(error) == said else logging.WARNING
                 said = str(error)
                 logger.log(level, "the registry cannot be told of source %s, trying on: %s", self.source_id, said)
                 # Random, so that a fleet does not fall upon a registry that comes back.
-                self._stop.wait(retry * random.uniform(0.5, 1.0))
+                self._stop.wait(retry * _chance.uniform(0.5, 1.0))
                 retry = min(2 * retry, _LAST_RETRY, self._interval)
 
     def _await_engine(self) -> bool:

@@ -21,6 +21,8 @@ PROBE_SECONDS = 2.0
 _FIRST_RETRY = 0.1
 _LAST_RETRY = 5.0
 _SCHEMES = ("http", "https")
+_chance = random.Random()
+"""Apart from the generator of the process, whose numbers an engine may have to repeat."""
 
 
 class UrlProbe:
@@ -97,7 +99,7 @@ def wait_until_ready(probe: Probe, timeout: float, stop: threading.Event) -> str
         if left <= 0:
             return f"not ready after {timeout:g} s (MX_ARTIFACT_READY_TIMEOUT_SECS): {reason}"
         # Random, so that the ranks of a pod do not ask in step.
-        stop.wait(min(left, retry * random.uniform(0.5, 1.0)))
+        stop.wait(min(left, retry * _chance.uniform(0.5, 1.0)))
         retry = min(2 * retry, _LAST_RETRY)
     return "it was stopped before the engine was ready"
 
