@@ -112,7 +112,8 @@ class Replica(ABC):
 
     def _own_folders(self) -> Mapping[str, str]:
         """Return the variables that let a replica find nothing of another one's, as on a host of its own."""
-        folders = {name: self.folder / name.lower() for name in ("HOME", "TMPDIR")}
+        # Importing torch has put its folder into the environment of this process.
+        folders = {name: self.folder / name.lower() for name in ("HOME", "TMPDIR", "TORCHINDUCTOR_CACHE_DIR")}
         for folder in folders.values():
             folder.mkdir(exist_ok=True)
         return {name: str(folder) for name, folder in folders.items()}
@@ -130,9 +131,10 @@ class Replica(ABC):
 
 
 class VllmReplica(Replica):
-    """`vllm serve`."""
+    """`vllm serve`, without what it compiles ahead of time: that does not load again on processors."""
 
     engine = "vLLM"
+    ahead: ClassVar[bool] = False
     stage = "engine initialised"
     reported = re.compile(r"init engine \(.*\) took ([\d.]+) s")
     compiles = True
@@ -146,9 +148,17 @@ class VllmReplica(Replica):
     def variables(self) -> Mapping[str, str]:
         return {
             "VLLM_NO_USAGE_STATS": "1",
+            "VLLM_USE_AOT_COMPILE": str(int(self.ahead)),
             "VLLM_CPU_KVCACHE_SPACE": "1",
             "VLLM_CPU_OMP_THREADS_BIND": "0|1",
         }
+
+
+class AheadVllmReplica(VllmReplica):
+    """`vllm serve` as it is by itself."""
+
+    engine = "vLLM by itself"
+    ahead = True
 
 
 class SglangReplica(Replica):
@@ -172,7 +182,7 @@ class SglangReplica(Replica):
         return {"SGLANG_USE_CPU_ENGINE": "1", "MODEL_EXPRESS_URL": self.registry}
 
 
-REPLICAS: dict[str, type[Replica]] = {"vllm": VllmReplica, "sglang": SglangReplica}
+REPLICAS: dict[str, type[Replica]] = {"vllm": VllmReplica, "vllm_ahead": AheadVllmReplica, "sglang": SglangReplica}
 
 
 def _weights_in(log: str) -> Brought | None:

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from modelexpress.memory import HostArena
-from modelexpress.memory.file_backed import FileMapping, address_of, file_behind, overwrite, send, start_writing
+from modelexpress.memory.file_backed import FileMapping, address_of, file_behind, send, start_writing
 
 PAGE = 4096
 MIB = 1 << 20
@@ -62,15 +62,15 @@ def test_bytes_are_sent_between_memory_and_files_at_any_offset(
     if refused is not None:
         monkeypatch.setattr(os, "sendfile", refuse)
     data = os.urandom(3 * MIB)
-    arena = HostArena(len(data))
-    overwrite(arena.region.address, memoryview(data))
+    arena = HostArena(len(data), fill=lambda descriptor: os.pwrite(descriptor, data, 0))
+    assert arena.region.descriptor is not None
     content = mapped(tmp_path / "file", 4 * MIB)
     out, offset = file_behind(address_of(content) + 77, 2 * MIB) or (-1, -1)
-    assert send(out, offset, arena.descriptor, 1234, 2 * MIB) == 2 * MIB
+    assert send(out, offset, arena.region.descriptor, 1234, 2 * MIB) == 2 * MIB
     start_writing(address_of(content), 4 * MIB)
     assert content[77 : 77 + 2 * MIB] == data[1234 : 1234 + 2 * MIB]
     assert not any(content[:77])
-    assert send(out, 0, arena.descriptor, len(data) - 10, 100) == 10, "the source ends there"
+    assert send(out, 0, arena.region.descriptor, len(data) - 10, 100) == 10, "the source ends there"
 
 
 def test_what_fails_for_another_reason_is_raised(tmp_path: Path) -> None:
@@ -80,40 +80,19 @@ def test_what_fails_for_another_reason_is_raised(tmp_path: Path) -> None:
         send(out, 0, 99_999, 0, 1)
 
 
-def test_an_arena_is_written_to_by_its_file_until_it_is_sealed() -> None:
-    arena = HostArena(3 * PAGE)
-    content = arena.take(3 * PAGE)
-    address = arena.region.address
-    assert file_behind(address + PAGE, PAGE) == (arena.descriptor, PAGE)
-    overwrite(address + 10, memoryview(b"by the file"))
-    writable = file_behind(address, PAGE)
-    arena.seal()
-    arena.seal()
-    assert file_behind(address, PAGE) is None
-    overwrite(address + 100, memoryview(b"by the mapping"))
-    assert bytes(content[10:21]) == b"by the file"
-    assert bytes(content[100:114]) == b"by the mapping"
-    assert writable is not None
-    source = HostArena(PAGE)
-    assert send(*writable, source.descriptor, 0, PAGE) == 0, "whoever looked before goes on by the mapping"
+def test_an_arena_that_was_filled_is_sealed_all_the_same() -> None:
+    arena = HostArena(8, fill=lambda descriptor: os.pwrite(descriptor, b"01234567", 0))
+    assert arena.region.descriptor is not None
+    with pytest.raises(PermissionError):
+        os.pwrite(arena.region.descriptor, b"x", 0)
+    assert bytes(arena.take(8)) == b"01234567"
 
 
-def test_an_arena_that_is_viewed_stays_what_it_was_until_the_last_view_is_gone() -> None:
+def test_an_arena_that_cannot_be_filled_leaves_nothing() -> None:
+    def fail(descriptor: int) -> None:
+        raise EOFError
+
     before = descriptors()
-    arena = HostArena(PAGE)
-    address, view = arena.region.address, arena.take(PAGE)
-    arena.close()
-    assert file_behind(address, PAGE) == (arena.descriptor, 0)
-    assert HostArena.holding(address, PAGE) is arena
-    del view
-    arena.close()
-    assert file_behind(address, PAGE) is None
-    assert HostArena.holding(address, PAGE) is None
-    assert descriptors() == before
-    arena = HostArena(PAGE)
-    view = arena.take(PAGE)
-    address = arena.region.address
-    del arena, view
-    gc.collect()
-    assert file_behind(address, PAGE) is None
+    with pytest.raises(EOFError):
+        HostArena(8, fill=fail)
     assert descriptors() == before

@@ -7,13 +7,10 @@ import ctypes
 import errno
 import mmap
 import os
-from contextlib import suppress
 from pathlib import Path
 from typing import Self
 
 import numpy as np
-
-from modelexpress.memory.region import memory_view
 
 _START_WRITING = 2  # SYNC_FILE_RANGE_WRITE
 _BUFFER_BYTES = 1 << 20
@@ -21,7 +18,7 @@ _libc = ctypes.CDLL(None)
 _sync_file_range = _libc.sync_file_range
 _sync_file_range.argtypes = (ctypes.c_int, ctypes.c_int64, ctypes.c_int64, ctypes.c_uint)
 _known: dict[int, tuple[int, int]] = {}
-"""End and descriptor of each file that is mapped, and may be written to, by its address."""
+"""End and descriptor of each file that is mapped for writing, by its address."""
 
 
 class FileMapping(mmap.mmap):
@@ -36,7 +33,6 @@ class FileMapping(mmap.mmap):
     """
 
     _address: int
-    _descriptor: int
 
     def __new__(cls, path: Path, nbytes: int) -> Self:
         descriptor = os.open(path, os.O_RDWR | os.O_CLOEXEC)
@@ -45,8 +41,8 @@ class FileMapping(mmap.mmap):
         except BaseException:  # nobody else has the descriptor; it is raised again
             os.close(descriptor)
             raise
-        self._descriptor, self._address = descriptor, address_of(self)
-        remember(self._address, nbytes, descriptor)
+        self._address = address_of(self)
+        _known[self._address] = (self._address + nbytes, descriptor)
         return self
 
     def close(self) -> None:
@@ -59,54 +55,14 @@ class FileMapping(mmap.mmap):
         self._forget()
 
     def _forget(self) -> None:
-        descriptor, self._descriptor = self._descriptor, -1
-        if descriptor >= 0:
-            forget(self._address, descriptor)
-            os.close(descriptor)
+        if (found := _known.pop(self._address, None)) is not None:
+            os.close(found[1])
+        self._address = -1
 
 
 def address_of(content: mmap.mmap) -> int:
     """Return where the first byte of a mapping is, as long as somebody holds it."""
     return int(np.frombuffer(content, np.uint8).ctypes.data)
-
-
-def remember(address: int, nbytes: int, descriptor: int) -> None:
-    """Let others find the file that a range of memory is a mapping of, from its first byte on.
-
-    Args:
-        address: Of the range.
-        nbytes: Its size.
-        descriptor: Of the file; it stays open until the range is forgotten.
-    """
-    _known[address] = (address + nbytes, descriptor)
-
-
-def forget(address: int, descriptor: int) -> bool:
-    """Undo `remember`, before the range is unmapped and the descriptor closed; return whether it was remembered."""
-    if (found := _known.get(address)) is None or found[1] != descriptor:
-        return False
-    del _known[address]
-    return True
-
-
-def overwrite(address: int, data: memoryview) -> None:
-    """Copy bytes to a range of memory: into the file behind it, where it is one's.
-
-    Args:
-        address: Of the first byte.
-        data: As many bytes as there is room for.
-
-    Raises:
-        OSError: The file cannot be written to.
-    """
-    done = 0
-    if (found := file_behind(address, data.nbytes)) is not None:
-        descriptor, offset = found
-        with suppress(PermissionError):  # it was sealed meanwhile
-            while done < data.nbytes:
-                done += os.pwrite(descriptor, data[done:], offset + done)
-    if done < data.nbytes:
-        memory_view(address + done, data.nbytes - done)[:] = data[done:]
 
 
 def file_behind(address: int, nbytes: int) -> tuple[int, int] | None:
@@ -118,9 +74,7 @@ def file_behind(address: int, nbytes: int) -> tuple[int, int] | None:
 
 
 def send(out: int, position: int, descriptor: int, offset: int, nbytes: int) -> int:
-    """Copy from one file into another, and return how many bytes that were.
-
-    These are fewer than were asked for at the end of what is read, and where the file that is written to is sealed.
+    """Copy from one file into another, and return how many bytes that were: less at the end of what is read.
 
     Args:
         out: Where to; other threads may write to it at the same time.
@@ -139,8 +93,6 @@ def send(out: int, position: int, descriptor: int, offset: int, nbytes: int) -> 
         while done < nbytes and (count := os.sendfile(own, descriptor, offset + done, nbytes - done)):
             done += count
     except OSError as error:
-        if error.errno == errno.EPERM:
-            return done
         if error.errno not in (errno.EINVAL, errno.ENOSYS):
             raise
         done += _through_a_buffer(out, position + done, descriptor, offset + done, nbytes - done)

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from modelexpress.errors import DeviceError, TransportError, TransportUnavailable
-from modelexpress.memory import HostArena, Region
+from modelexpress.memory import Region
 from modelexpress.transport.local_descriptor import LocalDescriptor, boot_id
 from modelexpress.transport.passing import close_all, read_only, send_descriptors, unfit
 from modelexpress.transport.reception import Reception, ServedExport
@@ -35,7 +35,6 @@ class LocalExport(ServedExport):
 
     def __init__(self, reception: Reception, regions: Sequence[Region]) -> None:
         super().__init__(reception)
-        self._regions = tuple(regions)
         self._region_bytes = tuple(region.nbytes for region in regions)
         self._device_regions = tuple(n for n, region in enumerate(regions) if region.device is not None)
         self._descriptor = b""
@@ -82,7 +81,6 @@ class LocalExport(ServedExport):
         connection.sock.sendall(encode_answer(Verdict.GRANTED))
         if self._handover:
             connection.sock.sendall(self._handover)
-        self._seal()
         send_descriptors(connection.sock, self._descriptors)
         # A reader has nothing more to say but its farewell: else what arrives is that it is gone.
         left = connection.wait_readable()
@@ -103,12 +101,6 @@ class LocalExport(ServedExport):
 
     def release(self) -> None:
         close_all(self._descriptors)
-
-    def _seal(self) -> None:
-        """See to it that no reader can write to what it is given; until then this process fills it by its file."""
-        for region in self._regions:
-            if (arena := HostArena.holding(region.address, region.nbytes)) is not None:
-                arena.seal()
 
     def _share_devices(self, regions: Sequence[Region]) -> None:
         # Only where a GPU is involved: hosts without one never import what reaches for it.

@@ -7,8 +7,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 import torch
 
-from modelexpress.memory import HostArena, Region, aligned, memory_view
-from modelexpress.memory.file_backed import overwrite
+from modelexpress.memory import HostArena, Region, aligned
 from modelexpress.transfer.manifest import contiguous_strides
 from modelexpress.weights.catalog import Catalogue, Kind, addresses_of, copyable
 from modelexpress.wire.tensors import Flags, Integers, Layout, Tensors
@@ -120,7 +119,7 @@ def _move(span: _Span, arena: HostArena, keep: bool) -> None:
     block = torch.frombuffer(arena.take(span.nbytes), dtype=torch.uint8)
     if keep:
         old = torch.empty(0, dtype=torch.uint8).set_(span.tensors[0].untyped_storage())
-        overwrite(block.data_ptr(), memory_view(old.data_ptr() + span.start, span.nbytes))
+        block.copy_(old[span.start : span.start + span.nbytes])
     for tensor in span.tensors:
         offset = tensor.storage_offset() - span.start // tensor.element_size()
         fresh = torch.empty(0, dtype=tensor.dtype)

@@ -4,6 +4,7 @@ import mmap
 import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from modelexpress.errors import CheckpointError
@@ -103,8 +104,7 @@ class RankFile:
         try:
             # The path may lead to another file by now, whose tensors the header is not about.
             self._check_unchanged(descriptor)
-            arena = HostArena(self.nbytes)
-            _fill(arena, descriptor, len(self.header), advance)
+            arena = HostArena(self.nbytes, fill=partial(_fill, self.nbytes, descriptor, len(self.header), advance))
             self._check_unchanged(descriptor)
         except OSError as error:
             raise CheckpointError(f"cannot read {self.path}: {error.strerror}; try another disk") from error
@@ -134,12 +134,11 @@ def _state(descriptor: int) -> FileState:
     return found.st_ino, found.st_size, found.st_mtime_ns
 
 
-def _fill(arena: HostArena, descriptor: int, start: int, advance: Advance) -> None:
+def _fill(nbytes: int, descriptor: int, start: int, advance: Advance, out: int) -> None:
     done = 0
-    while done < arena.region.nbytes:
+    while done < nbytes:
         # Never mapped: a file that somebody truncates must not end this process with SIGBUS.
-        size = min(_PIECE_BYTES, arena.region.nbytes - done)
-        count = send(arena.descriptor, done, descriptor, start + done, size)
+        count = send(out, done, descriptor, start + done, min(_PIECE_BYTES, nbytes - done))
         if count == 0:
             raise EOFError
         done += count
