@@ -5,7 +5,7 @@
 Every replica is a server as a user starts it, with a folder of caches of its own. "Locally warm" is the first replica
 started again, with its own caches and weights. Compilation is what takes long here, so the model is tiny. SGLang
 compiles nothing on a processor without AMX: there its caches have nothing in them, and are left out. What vLLM
-compiles ahead of time, as it does by itself, does not load again on a processor: even a warm start compiles (`vllm_ahead`).
+compiles ahead of time, as it does by itself, does not load again on a processor: `vllm_ahead` measures that.
 """
 
 import argparse
