@@ -92,7 +92,7 @@ def test_who_is_not_published_is_not_attended(registry: str, identity: SourceIde
     assert not broken, "what is refused at once is not asked again at once"
 
 
-def test_another_make_of_registry_is_asked_once(registry: str, identity: SourceIdentity) -> None:
+def test_a_registry_of_another_make_is_told_by_its_answer(registry: str, identity: SourceIdentity) -> None:
     with Worker(registry, settings=SETTINGS) as worker, Client(worker.member.endpoint) as client:
         # A server without that call, as a registry of another make is.
         attendance = client.attend(identity.source_id, "worker", lambda: None)
