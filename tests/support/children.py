@@ -87,9 +87,10 @@ def say(line: str) -> None:
 
 
 def told() -> str:
-    """Return the first line that a child is told; signals are handled meanwhile.
+    """Return the line that a child is told next, "" at the end; signals are handled meanwhile.
 
     One that comes just before a read blocks would be handled after it: Python looks for signals between its own steps.
+    Whoever tells sends a line only when the one before was answered.
     """
     while not select.select([sys.stdin], [], [], 0.2)[0]:
         pass

@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 
 from modelexpress.artifacts.marks import FailedRecently, InstalledByOther, Mine, attempt
-from tests.support.children import say
+from tests.support.children import say, told
 
 
 def main() -> None:
@@ -19,7 +19,7 @@ def main() -> None:
             match state:
                 case Mine():
                     say("mine")
-                    end(state, sys.stdin.readline().strip())
+                    end(state, told())
                 case InstalledByOther():
                     say("installed by other")
                 case FailedRecently(_, reason):

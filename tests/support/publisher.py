@@ -7,14 +7,13 @@ import argparse
 import json
 import os
 import signal
-import subprocess
 import sys
 from types import FrameType
 
 from modelexpress.identity import SourceIdentity
 from modelexpress.peer import Publication, Worker
 from modelexpress.settings import Settings
-from tests.support.children import Child, say
+from tests.support.children import Child, say, told
 from tests.support.materials import make_material
 
 
@@ -39,17 +38,9 @@ class Publisher(Child):
         return self.process.wait(30)
 
     def signal(self, number: signal.Signals) -> int:
-        """Send it a signal that ends it, and return its exit status.
-
-        One that comes in the instant before the process begins to read its standard input is only handled when that
-        ends: Python looks for signals before the system call. A second one interrupts the call.
-        """
+        """Send it a signal that ends it, and return its exit status."""
         self.process.send_signal(number)
-        try:
-            return self.process.wait(10)
-        except subprocess.TimeoutExpired:
-            self.process.send_signal(number)
-            return self.process.wait(30)
+        return self.process.wait(30)
 
 
 def main() -> None:
@@ -69,7 +60,7 @@ def main() -> None:
     publication = worker.publish(material)
     assert publication.wait_ready(20)
     say(json.dumps({"worker_id": worker.worker_id, "endpoint": publication.endpoint}))
-    _end(sys.stdin.readline().strip(), worker, publication)
+    _end(told(), worker, publication)
 
 
 def _end(how: str, worker: Worker, publication: Publication) -> None:
@@ -81,7 +72,7 @@ def _end(how: str, worker: Worker, publication: Publication) -> None:
             say("closing")
             publication.close()
             say("closed")
-            sys.stdin.readline()
+            told()
         case "fork":
             _fork(worker, publication)
 
@@ -95,7 +86,7 @@ def _fork(worker: Worker, publication: Publication) -> None:
                 sys.exit(0)
         _, status = os.wait()
         say(str(os.waitstatus_to_exitcode(status)))
-    sys.stdin.readline()
+    told()
 
 
 def _set_handler(kind: str | None) -> None:
