@@ -66,8 +66,8 @@ class Replica(ABC):
     stage: ClassVar[str]
     """What the engine reports the time of."""
     reported: ClassVar[re.Pattern[str]]
-    compiles: ClassVar[bool]
-    """Whether it compiles anything on this machine."""
+    filled: ClassVar[int]
+    """How many kinds of caches it fills on this machine."""
 
     folder: Path
     model: Path
@@ -137,7 +137,7 @@ class VllmReplica(Replica):
     ahead: ClassVar[bool] = False
     stage = "engine initialised"
     reported = re.compile(r"init engine \(.*\) took ([\d.]+) s")
-    compiles = True
+    filled = 2
 
     def command(self) -> list[str]:
         vllm = str(ROOT / ".engines" / "vllm" / "bin" / "vllm")
@@ -167,7 +167,7 @@ class SglangReplica(Replica):
     engine = "SGLang"
     stage = "weights loaded"
     reported = re.compile(r"Load weight end\. elapsed=([\d.]+) s")
-    compiles = False
+    filled = 0
 
     def command(self) -> list[str]:
         python = str(ROOT / ".engines" / "sglang" / "bin" / "python")

@@ -40,13 +40,13 @@ def measure(kind: type[Replica], folder: Path, repetitions: int) -> list[Figure]
     model = build_demo_model(folder / "model", scale="tiny")
     starts: dict[str, list[Start]] = {}
     with private_registry() as registry:
-        first = kind(folder / "first", model, registry, from_peer=True, caches=kind.compiles)
+        first = kind(folder / "first", model, registry, from_peer=True, caches=kind.filled > 0)
         with first.run() as cold:
             starts["cold"] = [cold]
-            await_sources(registry, 1 + kind.compiles)
+            await_sources(registry, 1 + kind.filled)
             ways = {"weights from a peer": False, "weights and caches from a peer": True}
             for number in range(repetitions):
-                for name, caches in ways.items() if kind.compiles else list(ways.items())[:1]:
+                for name, caches in ways.items() if kind.filled else list(ways.items())[:1]:
                     own = folder / f"second-{number}-{caches}"
                     with kind(own, model, registry, from_peer=True, caches=caches).run() as start:
                         starts.setdefault(name, []).append(start)

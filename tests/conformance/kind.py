@@ -11,7 +11,7 @@ import pytest
 
 from modelexpress.artifacts.install import install, missing
 from modelexpress.artifacts.kind import STATE_FOLDER, Kind
-from modelexpress.artifacts.kinds import KINDS, kind_named, kind_of
+from modelexpress.artifacts.kinds import KINDS
 from modelexpress.artifacts.snapshot import take_snapshot
 from modelexpress.errors import IdentityError
 from modelexpress.identity import SourceIdentity, SourceType
@@ -52,10 +52,11 @@ class KindConformance(ABC):
         assert self.kind.root(HOME | dict.fromkeys(given, "")) == self.kind.root(HOME)
 
     def test_it_is_listed_under_its_name_and_type(self) -> None:
-        assert kind_named(self.kind.name) is kind_of(self.kind.source_type)
-        assert type(kind_named(self.kind.name)) is type(self.kind)
+        assert [type(kind) for kind in KINDS if kind.name == self.kind.name] == [type(self.kind)]
         assert self.kind.source_type is not SourceType.WEIGHTS
-        assert len({kind.name for kind in KINDS}) == len({kind.source_type for kind in KINDS}) == len(KINDS)
+
+    def test_nothing_else_has_its_identity(self) -> None:
+        assert len({kind.identity(BASE).source_id for kind in KINDS}) == len(KINDS)
 
     def test_what_an_engine_looks_up_belongs(self) -> None:
         for entry in self.entries:
@@ -94,12 +95,12 @@ class KindConformance(ABC):
         with take_snapshot(self.kind, source, 1 << 20) as snapshot:
             manifest = snapshot.manifest
             assert {file.path[1:] for file in manifest.files} == set(self.entries)
-            wanted = missing(manifest, target)
-            done = install(manifest, target, {file.index: snapshot.content(file.index) for file in wanted})
+            wanted = missing(self.kind, manifest, target)
+            done = install(self.kind, manifest, target, {file.index: snapshot.content(file.index) for file in wanted})
         assert {file.path[1:] for file in done.written} == set(self.entries)
         for entry in self.entries:
             assert (target / entry).read_bytes() == (source / entry).read_bytes()
-        assert missing(manifest, target) == ()
+        assert missing(self.kind, manifest, target) == ()
 
     def test_what_is_no_cache_of_this_kind_stays_as_it_came(self, tmp_path: Path) -> None:
         for entry in self.entries:

@@ -3,6 +3,7 @@
 import logging
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -12,6 +13,7 @@ from modelexpress.artifacts.offer import offer
 from modelexpress.artifacts.snapshot import take_snapshot
 from modelexpress.engines import caches, process_worker
 from modelexpress.engines.caches import WorkerCaches, bring_caches
+from modelexpress.engines.identity import processor_architecture
 from modelexpress.identity import SourceIdentity
 from modelexpress.peer import Worker
 from modelexpress.settings import Settings
@@ -66,13 +68,14 @@ def rank(registry: str, identity: SourceIdentity, home: Path, monkeypatch: pytes
 
 @pytest.fixture
 def sources(registry: str, identity: SourceIdentity, tmp_path: Path) -> Iterator[None]:
-    """A cache of each of two hosts of one replica."""
+    """A cache of each of two hosts of one replica, with processors as this one's."""
+    here = replace(identity, gpu_arch=processor_architecture())
     with ExitStack() as stack:
         for node_rank in (0, 1):
             root = write_cache(tmp_path / f"source-{node_rank}", cache_files(4, 1024, seed=node_rank))
             worker = stack.enter_context(Worker(registry, settings=Settings(worker_grpc_port=0)))
             snapshot = take_snapshot(TRITON, root, 1 << 20)
-            publication = offer(snapshot, TRITON.identity(identity), worker=worker, node_rank=node_rank)
+            publication = offer(snapshot, TRITON.identity(here), worker=worker, node_rank=node_rank)
             assert publication.wait_ready(20)
         yield
 
@@ -118,6 +121,24 @@ def test_where_readiness_is_not_told_the_use_is_told_later(
 def test_each_host_of_a_replica_gets_what_the_same_host_has(rank: Rank, cache: Path) -> None:
     rank(first=True, node_rank=1, artifact_ready_timeout=0.2)
     assert read_cache(cache) == cache_files(4, 1024, seed=1)
+
+
+@pytest.mark.usefixtures("sources")
+@pytest.mark.parametrize(("gpu", "processor"), [("", "x86_64-of-another-make"), ("sm_90", "")])
+def test_code_for_other_processors_is_not_brought(
+    rank: Rank,
+    cache: Path,
+    identity: SourceIdentity,
+    gpu: str,
+    processor: str,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    object.__setattr__(identity, "gpu_arch", gpu)
+    monkeypatch.setattr(caches, "processor_architecture", lambda: processor)
+    rank(first=True)
+    assert "no peer has these caches yet" in caplog.text
+    assert read_cache(cache) == {}
 
 
 def test_a_process_brings_once(rank: Rank, caplog: pytest.LogCaptureFixture) -> None:

@@ -45,8 +45,8 @@ def main() -> None:
     with sealed_cache(source, count) as snapshot:
         say("ready")
         sys.stdin.readline()
-        wanted = missing(snapshot.manifest, root)
-        done = install(snapshot.manifest, root, {file.index: snapshot.content(file.index) for file in wanted})
+        wanted = missing(Triton(), snapshot.manifest, root)
+        done = install(Triton(), snapshot.manifest, root, {file.index: snapshot.content(file.index) for file in wanted})
     say(f"{len(done.written)} {len(done.present)} {len(done.kept)}")
 
 

@@ -25,12 +25,13 @@ from modelexpress.errors import ArtifactError, ArtifactInvalid
 from modelexpress.identity import SourceType
 from tests.support.caches import cache_files, read_cache, write_cache
 
+KIND = Triton()
 FILES = cache_files(12, 5_000) | {"7/k/lib.so": b"code", "7/k/lib.so.1": b"code"}
 
 
 @pytest.fixture
 def artifact(tmp_path: Path) -> Iterator[Snapshot]:
-    with take_snapshot(Triton(), write_cache(tmp_path / "source", FILES), 4_096) as snapshot:
+    with take_snapshot(KIND, write_cache(tmp_path / "source", FILES), 4_096) as snapshot:
         yield snapshot
 
 
@@ -44,7 +45,7 @@ def contents_of(snapshot: Snapshot) -> dict[int, memoryview]:
 
 
 def put(snapshot: Snapshot, root: Path) -> Installed:
-    return install(snapshot.manifest, root, contents_of(snapshot))
+    return install(KIND, snapshot.manifest, root, contents_of(snapshot))
 
 
 def paths(files: tuple[SealedFile, ...]) -> set[str]:
@@ -60,12 +61,12 @@ def manifest_of(path: str, content: bytes) -> SealedManifest:
 
 
 def test_everything_is_there_afterwards_and_nothing_is_missing(artifact: Snapshot, root: Path) -> None:
-    assert paths(missing(artifact.manifest, root)) == set(FILES)
+    assert paths(missing(KIND, artifact.manifest, root)) == set(FILES)
     assert not root.exists()
     done = put(artifact, root)
     assert (paths(done.written), done.present, done.kept, done.foreign) == (set(FILES), (), (), ())
     assert read_cache(root) == FILES
-    assert missing(artifact.manifest, root) == ()
+    assert missing(KIND, artifact.manifest, root) == ()
     assert paths(put(artifact, root).present) == set(FILES)
 
 
@@ -73,11 +74,11 @@ def test_only_missing_files_are_asked_for(artifact: Snapshot, root: Path) -> Non
     put(artifact, root)
     gone = sorted(FILES)[3]
     (root / gone).unlink()
-    wanted = missing(artifact.manifest, root)
+    wanted = missing(KIND, artifact.manifest, root)
     assert paths(wanted) == {gone}
-    assert paths(install(artifact.manifest, root, {f.index: artifact.content(f.index) for f in wanted}).written) == {
-        gone
-    }
+    assert paths(
+        install(KIND, artifact.manifest, root, {f.index: artifact.content(f.index) for f in wanted}).written
+    ) == {gone}
     assert read_cache(root) == FILES
 
 
@@ -85,7 +86,7 @@ def test_a_file_that_is_there_is_kept_and_counted(artifact: Snapshot, root: Path
     mine = sorted(FILES)[4]
     for content in (b"another result", FILES[mine][::-1]):
         write_cache(root, {mine: content, "own": b"own"})
-        assert paths(missing(artifact.manifest, root)) == set(FILES) - {mine} - set(read_cache(root))
+        assert paths(missing(KIND, artifact.manifest, root)) == set(FILES) - {mine} - set(read_cache(root))
         done = put(artifact, root)
         assert paths(done.kept) == {mine}
         assert read_cache(root) == FILES | {mine: content, "own": b"own"}
@@ -94,7 +95,7 @@ def test_a_file_that_is_there_is_kept_and_counted(artifact: Snapshot, root: Path
 def test_an_empty_file_gives_way(artifact: Snapshot, root: Path) -> None:
     torn = sorted(FILES)[4]
     write_cache(root, {torn: b""})
-    assert torn in paths(missing(artifact.manifest, root))
+    assert torn in paths(missing(KIND, artifact.manifest, root))
     assert torn in paths(put(artifact, root).written)
     assert read_cache(root) == FILES
 
@@ -106,7 +107,7 @@ def test_a_chunk_that_is_damaged_lets_nothing_be_seen(artifact: Snapshot, root: 
         damaged[-1:] = b"?"
         contents[index] = memoryview(damaged)
         with pytest.raises(ArtifactInvalid, match="checksum"):
-            install(artifact.manifest, root, contents)
+            install(KIND, artifact.manifest, root, contents)
         assert not root.exists()
 
 
@@ -115,7 +116,7 @@ def test_a_file_of_another_size_is_refused(artifact: Snapshot, root: Path, chang
     contents = contents_of(artifact)
     contents[2] = memoryview(bytes(contents[2]) + b"x" if change > 0 else bytes(contents[2])[:change])
     with pytest.raises(ArtifactInvalid, match="bytes"):
-        install(artifact.manifest, root, contents)
+        install(KIND, artifact.manifest, root, contents)
     assert not root.exists()
 
 
@@ -124,39 +125,39 @@ def test_a_file_whose_chunks_fit_and_whose_sum_does_not_is_refused(artifact: Sna
     assert files[0].size > artifact.manifest.chunk_size
     files[0] = dataclasses.replace(files[0], checksum="00000000")
     with pytest.raises(ArtifactInvalid, match="source"):
-        install(dataclasses.replace(artifact.manifest, files=tuple(files)), root, contents_of(artifact))
+        install(KIND, dataclasses.replace(artifact.manifest, files=tuple(files)), root, contents_of(artifact))
 
 
 def test_what_is_missing_must_be_given(artifact: Snapshot, root: Path) -> None:
     contents = contents_of(artifact)
     del contents[5]
     with pytest.raises(ArtifactError, match="1 files have not been fetched"):
-        install(artifact.manifest, root, contents)
+        install(KIND, artifact.manifest, root, contents)
     assert read_cache(root) == {}
     with pytest.raises(ArtifactInvalid, match="not in the manifest"):
-        install(artifact.manifest, root, {99: memoryview(b"")})
+        install(KIND, artifact.manifest, root, {99: memoryview(b"")})
 
 
 def test_bytes_that_fit_the_checksum_and_were_not_signed_are_refused(artifact: Snapshot, root: Path) -> None:
     digests = [bytes(32)] * len(FILES)
     with pytest.raises(ArtifactInvalid, match="forged"):
-        install(artifact.manifest, root, contents_of(artifact), verdict=Verdict(True, "signed", digests))
+        install(KIND, artifact.manifest, root, contents_of(artifact), verdict=Verdict(True, "signed", digests))
     assert not root.exists()
 
 
 def test_material_that_is_no_cache_is_refused(root: Path) -> None:
     manifest = SealedManifest(SourceType.WEIGHTS, 4_096, (), ())
-    for refused in (lambda: missing(manifest, root), lambda: install(manifest, root, {})):
-        with pytest.raises(ArtifactInvalid, match="no cache"):
+    for refused in (lambda: missing(KIND, manifest, root), lambda: install(KIND, manifest, root, {})):
+        with pytest.raises(ArtifactInvalid, match="not a cache"):
             refused()
 
 
 def test_litter_of_a_source_is_not_installed(artifact: Snapshot, root: Path) -> None:
     manifest = manifest_of("/a/x.lock", b"")
-    assert missing(manifest, root) == ()
-    assert paths(install(manifest, root, {}).foreign) == {"a/x.lock"}
+    assert missing(KIND, manifest, root) == ()
+    assert paths(install(KIND, manifest, root, {}).foreign) == {"a/x.lock"}
     ours = manifest_of("/.modelexpress/index.json", b"")
-    assert paths(install(ours, root, {0: memoryview(b"")}).foreign) == {".modelexpress/index.json"}
+    assert paths(install(KIND, ours, root, {0: memoryview(b"")}).foreign) == {".modelexpress/index.json"}
     assert read_cache(root) == {}
 
 
@@ -166,7 +167,7 @@ def test_litter_of_a_source_is_not_installed(artifact: Snapshot, root: Path) -> 
 def test_permissions_and_times_are_sane(artifact: Snapshot, root: Path) -> None:
     old = os.umask(0o022)
     try:
-        install(artifact.manifest, root, contents_of(artifact), mtimes=dict(enumerate(artifact.mtimes)))
+        install(KIND, artifact.manifest, root, contents_of(artifact), mtimes=dict(enumerate(artifact.mtimes)))
     finally:
         os.umask(old)
     for file, mtime in zip(artifact.manifest.files, artifact.mtimes, strict=True):
@@ -189,7 +190,7 @@ def test_files_that_refer_to_others_come_after_them(
         return move(source, number, folder, name)
 
     monkeypatch.setattr(staging, "_move", noting)
-    with take_snapshot(Triton(), write_cache(tmp_path / "source", files), 4_096) as snapshot:
+    with take_snapshot(KIND, write_cache(tmp_path / "source", files), 4_096) as snapshot:
         put(snapshot, root)
         assert order == ["k.cubin", "z.json", "__grp__k.json"]
         # The group names the files of this host, and counts as what the source sealed.
@@ -218,7 +219,7 @@ def test_a_full_disk_leaves_the_cache_as_it_was(
 def test_a_cache_that_can_only_be_read(artifact: Snapshot, root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     write_cache(root, FILES)
     (root / ".modelexpress").write_bytes(b"in the way, as a file system that is mounted read-only would be")
-    assert missing(artifact.manifest, root) == ()
+    assert missing(KIND, artifact.manifest, root) == ()
     with pytest.raises(ArtifactError, match="remove it"):
         put(artifact, root)
 
@@ -230,7 +231,7 @@ def test_a_cache_that_can_only_be_read(artifact: Snapshot, root: Path, monkeypat
 def test_the_manifest_parser_is_not_the_only_guard(path: str, root: Path) -> None:
     manifest = manifest_of(path, b"")
     with pytest.raises(ArtifactInvalid, match="out of the cache"):
-        install(manifest, root, {0: memoryview(b"")})
+        install(KIND, manifest, root, {0: memoryview(b"")})
     assert not list(root.parent.rglob("evil"))
 
 
@@ -252,7 +253,7 @@ def test_links_are_not_written_through(artifact: Snapshot, root: Path, tmp_path:
     assert paths(done.kept) == behind
     assert paths(done.written) == set(FILES) - behind
     assert {path.name: path.read_bytes() for path in outside.iterdir()} == {"target": b"untouched"}
-    assert missing(artifact.manifest, root) == ()
+    assert missing(KIND, artifact.manifest, root) == ()
 
 
 def test_a_link_that_appears_at_the_last_moment_stops_it(
@@ -305,7 +306,7 @@ def test_the_index_spares_the_reading_and_a_changed_file_is_noticed(
         return file_checksum(descriptor, buffer)
 
     monkeypatch.setattr(compare, "file_checksum", counting)
-    assert missing(artifact.manifest, root) == ()
+    assert missing(KIND, artifact.manifest, root) == ()
     assert reads == 0
     changed = root / sorted(FILES)[2]
     times = changed.stat()
@@ -324,7 +325,7 @@ def test_an_index_that_is_damaged_is_done_without(artifact: Snapshot, root: Path
     index = root / ".modelexpress" / "index.json"
     assert index.stat().st_size
     index.write_bytes(damage)
-    assert missing(artifact.manifest, root) == ()
+    assert missing(KIND, artifact.manifest, root) == ()
     (root / ".modelexpress" / "index.json").unlink(missing_ok=True)
     assert paths(put(artifact, root).present) == set(FILES)
 
@@ -341,9 +342,9 @@ def test_whatever_is_there_before_every_file_is_whole_afterwards(
     root = write_cache(folder / "mine", mine)
     root.mkdir(exist_ok=True)
     write_cache(folder / "theirs", theirs).mkdir(exist_ok=True)
-    with take_snapshot(Triton(), folder / "theirs", 16) as snapshot:
-        wanted = missing(snapshot.manifest, root)
-        install(snapshot.manifest, root, {file.index: snapshot.content(file.index) for file in wanted})
+    with take_snapshot(KIND, folder / "theirs", 16) as snapshot:
+        wanted = missing(KIND, snapshot.manifest, root)
+        install(KIND, snapshot.manifest, root, {file.index: snapshot.content(file.index) for file in wanted})
     assert read_cache(root) == theirs | {
         path: content for path, content in mine.items() if content or not theirs.get(path)
     }

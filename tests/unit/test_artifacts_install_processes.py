@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from modelexpress.artifacts.install import install, missing
+from modelexpress.artifacts.kinds.triton import Triton
 from modelexpress.artifacts.snapshot import Snapshot
 from modelexpress.errors import CacheBusy
 from tests.support.cache_installer import sealed_cache
@@ -39,8 +40,8 @@ def killed_at(tmp_path: Path, root: Path, stop: int) -> None:
 
 def finished(snapshot: Snapshot, root: Path) -> int:
     """Install the rest; return how many files were fetched for it."""
-    wanted = missing(snapshot.manifest, root)
-    install(snapshot.manifest, root, {file.index: snapshot.content(file.index) for file in wanted})
+    wanted = missing(Triton(), snapshot.manifest, root)
+    install(Triton(), snapshot.manifest, root, {file.index: snapshot.content(file.index) for file in wanted})
     return len(wanted)
 
 
@@ -116,10 +117,10 @@ def test_a_target_waits_for_the_other_and_not_for_ever(tmp_path: Path, artifact:
         child.tell("go")
         assert child.line() == "moving"
         # Asking what is missing does not wait.
-        assert len(missing(artifact.manifest, root)) == len(FILES) - 2
+        assert len(missing(Triton(), artifact.manifest, root)) == len(FILES) - 2
         contents = {file.index: artifact.content(file.index) for file in artifact.manifest.files}
         with pytest.raises(CacheBusy, match="another process"):
-            install(artifact.manifest, root, contents, patience=0.1)
+            install(Triton(), artifact.manifest, root, contents, patience=0.1)
         child.tell("go on")
         assert child.line() == f"{len(FILES)} 0 0"
     assert finished(artifact, root) == 0

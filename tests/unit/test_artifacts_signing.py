@@ -19,12 +19,13 @@ from modelexpress.errors import ArtifactInvalid, ArtifactUnsigned, Configuration
 from tests.support.caches import cache_files, write_cache
 from tests.support.commands import run
 
+KIND = Triton()
 FILES = cache_files(3, 500)
 
 
 @pytest.fixture
 def artifact(tmp_path: Path) -> Iterator[Snapshot]:
-    with take_snapshot(Triton(), write_cache(tmp_path / "source", FILES), 4_096) as snapshot:
+    with take_snapshot(KIND, write_cache(tmp_path / "source", FILES), 4_096) as snapshot:
         yield snapshot
 
 
@@ -47,7 +48,7 @@ def test_a_listed_key_is_trusted_and_vouches_for_the_content(
     assert verdict.trusted
     assert verdict.reason == "signed by the build farm"
     contents = {file.index: artifact.content(file.index) for file in artifact.manifest.files}
-    assert len(install(artifact.manifest, tmp_path / "cache", contents, verdict=verdict).written) == len(FILES)
+    assert len(install(KIND, artifact.manifest, tmp_path / "cache", contents, verdict=verdict).written) == len(FILES)
 
 
 def test_content_that_only_fits_the_checksum_is_refused(artifact: Snapshot, signer: Signer, tmp_path: Path) -> None:
@@ -55,9 +56,9 @@ def test_content_that_only_fits_the_checksum_is_refused(artifact: Snapshot, sign
     forged, index = collision(bytes(artifact.content(0))), 0
     contents = {file.index: artifact.content(file.index) for file in artifact.manifest.files}
     contents[index] = memoryview(forged)
-    assert len(install(artifact.manifest, tmp_path / "careless", contents).written) == len(FILES)
+    assert len(install(KIND, artifact.manifest, tmp_path / "careless", contents).written) == len(FILES)
     with pytest.raises(ArtifactInvalid, match="forged"):
-        install(artifact.manifest, tmp_path / "careful", contents, verdict=verdict)
+        install(KIND, artifact.manifest, tmp_path / "careful", contents, verdict=verdict)
     assert not (tmp_path / "careful").exists()
 
 

@@ -154,7 +154,7 @@ def _bring(
         else:
             logger.info("%s", report)
             caches.append(BroughtCache(kind.name, report))
-            _watch(watches, kind.name, root, report)
+            _watch(watches, kind, root, report)
     if nowhere:
         logger.info("no peer has these caches yet: %s", ", ".join(nowhere))
     return BroughtCaches(caches, watches)
@@ -170,9 +170,9 @@ def trust_of(settings: Settings) -> Trust:
     return Trust(Policy(settings.artifact_policy), keys)
 
 
-def _watch(watches: dict[str, Watch], kind: str, root: Path, report: ArtifactReport) -> None:
-    if report.paths:
-        watches[kind] = watch(root, report.paths, by_other=report.outcome is Outcome.BY_OTHER)
+def _watch(watches: dict[str, Watch], kind: Kind, root: Path, report: ArtifactReport) -> None:
+    if report.paths and kind.shows_use:
+        watches[kind.name] = watch(root, report.paths, by_other=report.outcome is Outcome.BY_OTHER)
 
 
 def _say_failure(kind: Kind, error: Exception) -> None:

@@ -93,7 +93,7 @@ class _Fetching:
             received = self._fetch(journal)
             try:
                 with journal.stage("install"):
-                    installed = _install(received, self._root)
+                    installed = self._install(received)
             except ArtifactInvalid as error:
                 self._liars[journal.source] = error
                 journal.notes.append(f"source {journal.source}: {error}")
@@ -123,6 +123,14 @@ class _Fetching:
         refs = find_candidates(client, self._identity, self._node_rank)
         return [ref for ref in refs if ref.worker_id not in self._liars]
 
+    def _install(self, received: Received) -> Installed:
+        manifest = received.manifest
+        if not received.missing:
+            return Installed((), manifest.files, ())
+        return install(
+            self._kind, manifest, self._root, received.contents, verdict=received.verdict, mtimes=received.mtimes
+        )
+
     def _report(self, received: Received, installed: Installed, journal: Journal, seconds: float) -> ArtifactReport:
         manifest = received.manifest
         return ArtifactReport(
@@ -143,9 +151,3 @@ class _Fetching:
             notes=tuple(journal.notes),
             paths=tuple(file.path.removeprefix("/") for file in installed.written),
         )
-
-
-def _install(received: Received, root: Path) -> Installed:
-    if not received.missing:
-        return Installed((), received.manifest.files, ())
-    return install(received.manifest, root, received.contents, verdict=received.verdict, mtimes=received.mtimes)

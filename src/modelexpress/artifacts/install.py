@@ -18,7 +18,6 @@ from pathlib import Path, PurePosixPath
 from modelexpress.artifacts.checksum import checksum
 from modelexpress.artifacts.compare import compare, remember
 from modelexpress.artifacts.kind import Kind
-from modelexpress.artifacts.kinds import kind_of
 from modelexpress.artifacts.sealed import SealedChunk, SealedFile, SealedManifest
 from modelexpress.artifacts.signing import Verdict
 from modelexpress.artifacts.staging import StagedFile, Staging, mode_of
@@ -49,17 +48,17 @@ class Installed:
     foreign: tuple[SealedFile, ...] = ()
 
 
-def missing(manifest: SealedManifest, root: Path) -> tuple[SealedFile, ...]:
+def missing(kind: Kind, manifest: SealedManifest, root: Path) -> tuple[SealedFile, ...]:
     """Return the files of an artifact that `install` would write below `root`: those that a target must fetch.
 
     A file with another content is none of them: it would be kept. What an installation of this artifact has left
     unfinished is finished first.
 
     Raises:
-        ArtifactInvalid: The manifest is of no kind of cache.
+        ArtifactInvalid: The manifest is of another kind.
         ArtifactError: The cache cannot be read.
     """
-    kind = kind_of(manifest.source_type)
+    _check_type(kind, manifest)
     if root.is_dir():
         _finish_if_free(root, manifest.artifact_id)
     compared = compare(kind, manifest, root)
@@ -74,6 +73,7 @@ def missing(manifest: SealedManifest, root: Path) -> tuple[SealedFile, ...]:
 
 
 def install(
+    kind: Kind,
     manifest: SealedManifest,
     root: Path,
     contents: Mapping[int, memoryview],
@@ -87,6 +87,7 @@ def install(
     Nothing is written outside `root`: links below it are not followed, and what is behind one counts as kept.
 
     Args:
+        kind: Of the cache.
         manifest: What the source sealed.
         root: The cache's root; made where it is missing.
         contents: The bytes of each missing file, by its index. They must not change meanwhile.
@@ -96,11 +97,12 @@ def install(
         patience: Seconds to wait for other installations into this cache.
 
     Raises:
-        ArtifactInvalid: A chunk does not match its checksum, or a file the digest that was signed.
+        ArtifactInvalid: The manifest is of another kind, a chunk does not match its checksum, or a file the digest
+            that was signed.
         CacheBusy: Another process kept installing into this cache.
         ArtifactError: A file is missing from `contents`, a link was put in the way, or the disk failed.
     """
-    kind = kind_of(manifest.source_type)
+    _check_type(kind, manifest)
     _verify(manifest, contents, verdict.digests if verdict else ())
     state = state_folder(root)
     with locked(state / _LOCK, patience) as free:
@@ -162,6 +164,11 @@ class _Installation:
         self._sizes[file.index] = len(here)
         held = file.checksum if local is None else checksum(local)
         return StagedFile(file.index, file.path, file.checksum, held)
+
+
+def _check_type(kind: Kind, manifest: SealedManifest) -> None:
+    if manifest.source_type is not kind.source_type:
+        raise ArtifactInvalid(f"the source sealed a {manifest.source_type.name}, not a cache of {kind.name}")
 
 
 def _verify(manifest: SealedManifest, contents: Mapping[int, memoryview], digests: Sequence[bytes]) -> None:

@@ -23,10 +23,12 @@ class Kind(ABC):
     Attributes:
         name: What people call it, and what names it in settings and logs.
         source_type: What the protocol calls it.
+        shows_use: Whether an engine that uses an entry reads it, so that one can tell.
     """
 
     name: ClassVar[str]
     source_type: ClassVar[SourceType]
+    shows_use: ClassVar[bool] = True
 
     @abstractmethod
     def root(self, environ: Mapping[str, str]) -> Path:

@@ -91,7 +91,7 @@ class CacheRoom:
         verdict = verify(sealed, signature, self._trust.keys, self._trust.policy)
         _compare(manifest, sealed)
         times = _times(read_file(small[TIMES_FILE]), len(sealed.files)) if TIMES_FILE in small else {}
-        lacking = missing(sealed, self._root)
+        lacking = missing(self._kind, sealed, self._root)
         self._make_room(lacking)
         places = {file.path: self._places[file.path, file.size] for file in lacking}
         contents = {file.index: places[file.path][1] for file in lacking}
@@ -105,8 +105,6 @@ class CacheRoom:
         sealed = SealedManifest.from_json(read_file(small[SEALED_FILE]))
         if sealed.artifact_id != small[SEALED_FILE].sha256:
             raise ArtifactInvalid(f"the sealed manifest has another id than the source says: {sealed.artifact_id}")
-        if sealed.source_type is not self._kind.source_type:
-            raise ArtifactInvalid(f"the source sealed a {sealed.source_type.name}, not a cache of {self._kind.name}")
         return sealed
 
     def _make_room(self, files: Sequence[SealedFile]) -> None:

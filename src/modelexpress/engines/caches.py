@@ -9,6 +9,7 @@ from modelexpress.artifacts.bringing import why_not
 from modelexpress.artifacts.kinds import KINDS
 from modelexpress.artifacts.late_usage import LateUsage
 from modelexpress.artifacts.lifecycle import BroughtCaches, bring, share_when_ready
+from modelexpress.engines.identity import processor_architecture
 from modelexpress.engines.process_worker import process_worker
 from modelexpress.identity import SourceIdentity
 from modelexpress.settings import Settings
@@ -64,7 +65,12 @@ def bring_caches(describe: Callable[[], WorkerCaches], settings: Settings) -> No
 
 
 def _bring(worker: WorkerCaches, settings: Settings) -> None:
-    identity = replace(worker.weights, extra_parameters={}, compile_config_digest=worker.configuration)
+    identity = replace(
+        worker.weights,
+        extra_parameters={},
+        compile_config_digest=worker.configuration,
+        gpu_arch=worker.weights.gpu_arch or processor_architecture(),
+    )
     brought = bring(identity, KINDS, settings, node_rank=worker.node_rank, environ=worker.environ)
     if not worker.first:
         brought.close()

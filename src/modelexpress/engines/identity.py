@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import platform
 from enum import Enum
 from pathlib import Path
 from typing import Any
@@ -35,6 +36,19 @@ def gpu_architecture() -> str:
         return ""
     major, minor = torch.cuda.get_device_capability()
     return f"sm_{major}{minor}"
+
+
+def processor_architecture() -> str:
+    """Return what code that was compiled for this host's processor may use; "" where the system does not say.
+
+    Compilers are told to use all that the processor can: elsewhere such code may end the process.
+    """
+    try:
+        lines = Path("/proc/cpuinfo").read_text(errors="replace").splitlines()
+    except OSError:
+        return ""
+    features = next((line for line in lines if line.lower().startswith(("flags", "features"))), "")
+    return f"{platform.machine()}-{digest_of(sorted(features.split()))}"
 
 
 def digest_of(value: Any) -> str:

@@ -1,12 +1,11 @@
 """What torch.compile leaves behind: graphs, generated code, shared objects, and the Triton kernels within."""
 
-import getpass
-import tempfile
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path, PurePosixPath
 
 from modelexpress.artifacts.kind import Kind, is_litter
+from modelexpress.artifacts.kinds.inductor_folders import HEADERS, default_folder
 from modelexpress.artifacts.kinds.triton_groups import is_group, relocated_group
 from modelexpress.errors import IdentityError
 from modelexpress.identity import SourceIdentity, SourceType
@@ -32,10 +31,10 @@ class TorchCompile(Kind):
             return Path(folder)
         if folder := environ.get("VLLM_CACHE_ROOT"):
             return Path(folder, "torch_compile_cache")
-        return Path(tempfile.gettempdir(), f"torchinductor_{environ.get('USER') or getpass.getuser()}")
+        return default_folder(environ)
 
     def belongs(self, path: PurePosixPath) -> bool:
-        return not is_litter(path)
+        return path.parts[0] != HEADERS and not is_litter(path)
 
     def comes_last(self, path: PurePosixPath) -> bool:
         # A cached graph names the generated code and the shared objects that it calls.
