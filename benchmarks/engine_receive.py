@@ -4,19 +4,26 @@
 
 Both are servers as a user starts them, without compilation, which would not change this. What is timed is what the
 second one's log says: everything from the first question to the registry to the last digest.
+
+With `--existing FOLDER` the client of the package index does the same, where that folder has it and what it needs:
+
+    pip install --no-deps --target FOLDER modelexpress==0.7.0 google-crc32c nixl-cu13==1.5.1
 """
 
 import argparse
+import re
 import shutil
 import statistics
 import tempfile
+from collections.abc import Iterator, Mapping
 from contextlib import ExitStack
 from pathlib import Path
 
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from benchmarks.engine_replicas import Brought, VllmReplica
+from benchmarks import existing_on_processors
+from benchmarks.engine_replicas import Brought, Start, VllmReplica, free_port
 from benchmarks.engine_start import await_sources
 from benchmarks.saving import RESULTS, show_and_save
 from modelexpress.cli.child import private_registry
@@ -34,6 +41,16 @@ class EagerReplica(VllmReplica):
 
     def command(self) -> list[str]:
         return [*super().command(), "--enforce-eager"]
+
+
+class ExistingReplica(EagerReplica):
+    """The same with the client of the package index, which is in a folder `existing` beside that of the replica."""
+
+    def variables(self) -> Mapping[str, str]:
+        path = [str(self.folder.parent / "plugin"), str(self.folder.parent / "existing")]
+        ports = {name: str(free_port()) for name in ("MX_WORKER_GRPC_PORT", "MX_METADATA_PORT")}
+        named = {"MODEL_EXPRESS_URL": self.registry, "MX_WORKER_HOST": "127.0.0.1", "MX_ARTIFACT_READY_URL": ""}
+        return {**super().variables(), "PYTHONPATH": ":".join(path), **ports, **named}
 
 
 def build_model(folder: Path) -> Path:
@@ -58,20 +75,47 @@ def build_model(folder: Path) -> Path:
     return folder / "model"
 
 
-def measure(folder: Path, repetitions: int) -> list[Figure]:
-    """Return the figures."""
+def measure(folder: Path, repetitions: int, existing: Path | None) -> list[Figure]:
+    """Return the figures; those of the client of the package index, too, where it is in a folder `existing`."""
     model = build_model(folder)
     found: list[Brought] = []
+    for start, _ in _seconds(EagerReplica, folder, model, repetitions):
+        assert start.weights is not None, "the weights came from a peer"
+        found.append(start.weights)
+    figures = _figures(found)
+    if existing is not None:
+        (folder / "existing").symlink_to(existing.resolve())
+        existing_on_processors.install(folder / "plugin")
+        logs = [log for _, log in _seconds(ExistingReplica, folder, model, repetitions)]
+        figures += _existing_figures(logs, found)
+    return figures
+
+
+def _seconds(kind: type[EagerReplica], folder: Path, model: Path, repetitions: int) -> Iterator[tuple[Start, str]]:
+    """Start second replicas beside a first one; yield how each started, and its log."""
     with ExitStack() as stack:
         registry = stack.enter_context(private_registry())
-        stack.enter_context(EagerReplica(folder / "first", model, registry, from_peer=True, caches=False).run())
+        first = kind(folder / f"{kind.__name__}-first", model, registry, from_peer=True, caches=False)
+        stack.enter_context(first.run())
         await_sources(registry, 1)
         for number in range(repetitions):
-            replica = EagerReplica(folder / f"second-{number}", model, registry, from_peer=True, caches=False)
-            with replica.run() as start:
-                assert start.weights is not None, "the weights came from a peer"
-                found.append(start.weights)
-    return _figures(found)
+            own = folder / f"{kind.__name__}-{number}"
+            with kind(own, model, registry, from_peer=True, caches=False).run() as start:
+                yield start, (own / "log.txt").read_text()
+
+
+def _existing_figures(logs: list[str], ours: list[Brought]) -> list[Figure]:
+    seconds = statistics.median(one.seconds for one in ours)
+    clocks = {
+        "by its own clock, into memory that was written before": existing_on_processors.RECEIVED,
+        "with making that memory ready": existing_on_processors.PREPARED,
+    }
+    figures = []
+    for name, pattern in clocks.items():
+        took = statistics.median(float(re.findall(pattern, log)[-1]) for log in logs)
+        what = f"vLLM, the client of the package index here, {name}"
+        figures.append(Figure(what, took, "s", "ours", seconds, "ours ≤ 0.5 ×", seconds <= took / 2))
+    return figures
 
 
 def _figures(found: list[Brought]) -> list[Figure]:
@@ -97,10 +141,11 @@ def main() -> None:
     """Measure, print a table, write JSON."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--repetitions", type=int, default=3)
+    parser.add_argument("--existing", type=Path)
     parser.add_argument("--out", type=Path, default=RESULTS / "engine_receive.json")
     given = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="mx-engine-receive-") as folder:
-        figures = measure(Path(folder), given.repetitions)
+        figures = measure(Path(folder), given.repetitions, given.existing)
     show_and_save("weights between vLLM servers", figures, given.out)
 
 

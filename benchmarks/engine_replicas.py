@@ -78,7 +78,7 @@ class Replica(ABC):
     @contextmanager
     def run(self) -> Iterator[Start]:
         """Start it, and stop it at the end of the block."""
-        port, log = _free_port(), self.folder / "log.txt"
+        port, log = free_port(), self.folder / "log.txt"
         self.folder.mkdir(parents=True, exist_ok=True)
         started = time.monotonic()
         with log.open("wb") as file:
@@ -199,7 +199,8 @@ def _caches_in(log: str) -> Brought | None:
     return Brought(sum(megabytes for megabytes, _ in found) * 1e6, sum(seconds for _, seconds in found))
 
 
-def _free_port() -> int:
+def free_port() -> int:
+    """Return a port of the loopback interface that nobody uses at this moment."""
     with socket.create_server(("127.0.0.1", 0)) as server:
         port: int = server.getsockname()[1]
     return port

@@ -2,10 +2,11 @@
 
     python -m benchmarks.engine_start --engine vllm        # or vllm_ahead, or sglang; after `make engines`
 
-Every replica is a server as a user starts it, with a folder of caches of its own. "Locally warm" is the first replica
-started again, with its own caches and weights. Compilation is what takes long here, so the model is tiny. SGLang
-compiles nothing on a processor without AMX: there its caches have nothing in them, and are left out. What vLLM
-compiles ahead of time, as it does by itself, does not load again on a processor: `vllm_ahead` measures that.
+Every replica is a server as a user starts it, with a folder of caches of its own, and all but the first one start
+beside the first one. "Locally warm" is a second replica started again, with its own caches and weights. Compilation is
+what takes long here, so the model is tiny. SGLang compiles nothing on a processor without AMX: there its caches have
+nothing in them, and are left out. What vLLM compiles ahead of time, as it does by itself, does not load again on a
+processor: `vllm_ahead` measures that.
 """
 
 import argparse
@@ -13,7 +14,7 @@ import shutil
 import statistics
 import tempfile
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from benchmarks.engine_replicas import DEADLINE, REPLICAS, Replica, Start
@@ -22,6 +23,8 @@ from modelexpress.cli.child import private_registry
 from modelexpress.cli.demo_model import build_demo_model
 from modelexpress.cli.figure import Figure
 from modelexpress.client import Client
+
+_NOBODY = "127.0.0.1:9"
 
 
 def await_sources(registry: str, count: int) -> None:
@@ -44,17 +47,22 @@ def measure(kind: type[Replica], folder: Path, repetitions: int) -> list[Figure]
         with first.run() as cold:
             starts["cold"] = [cold]
             await_sources(registry, 1 + kind.filled)
-            ways = {"weights from a peer": False, "weights and caches from a peer": True}
             for number in range(repetitions):
-                for name, caches in ways.items() if kind.filled else list(ways.items())[:1]:
-                    own = folder / f"second-{number}-{caches}"
-                    with kind(own, model, registry, from_peer=True, caches=caches).run() as start:
-                        starts.setdefault(name, []).append(start)
-                    shutil.rmtree(own, ignore_errors=True)
-        for _ in range(repetitions):
-            with kind(first.folder, model, "127.0.0.1:9", from_peer=False, caches=False).run() as start:
-                starts.setdefault("everything local and warm", []).append(start)
+                for name, start in _seconds(kind, folder / f"second-{number}", model, registry):
+                    starts.setdefault(name, []).append(start)
     return _figures(kind, starts)
+
+
+def _seconds(kind: type[Replica], folder: Path, model: Path, registry: str) -> Iterator[tuple[str, Start]]:
+    """Start a second replica in each way beside the first one, and the last of them again with what it has then."""
+    ways = {"weights from a peer": False, "weights and caches from a peer": True}
+    for name, caches in ways.items() if kind.filled else list(ways.items())[:1]:
+        own = folder / str(caches)
+        with kind(own, model, registry, from_peer=True, caches=caches).run() as start:
+            yield name, start
+    with kind(own, model, _NOBODY, from_peer=False, caches=False).run() as start:
+        yield "everything local and warm", start
+    shutil.rmtree(folder, ignore_errors=True)
 
 
 def _figures(kind: type[Replica], starts: Mapping[str, list[Start]]) -> list[Figure]:

@@ -1,5 +1,6 @@
 """Unmodified vLLM loads from a peer, and without one as it always did."""
 
+import json
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -39,6 +40,12 @@ def ruin(checkpoint: Path) -> None:
         path.write_bytes(data[:head] + bytes(len(data) - head))
 
 
+def tie(checkpoint: Path) -> None:
+    """Let the two ends of a model be one tensor; the one that the checkpoint has for the other end is left unread."""
+    config = json.loads((checkpoint / "config.json").read_text())
+    (checkpoint / "config.json").write_text(json.dumps(config | {"tie_word_embeddings": True}))
+
+
 def test_replicas_come_up_from_each_other_and_without_a_registry_as_always(
     vllm_python: Path, checkpoint: Path, tmp_path: Path
 ) -> None:
@@ -46,11 +53,12 @@ def test_replicas_come_up_from_each_other_and_without_a_registry_as_always(
 
     def replica(name: str, load_format: str) -> VllmReplica:
         options: Mapping[str, object] = {"load_format": load_format, **ALONE}
-        log = tmp_path / f"{name}.log"
-        return VllmReplica(vllm_python, checkpoint, log, address, options=options, variables=REVISION)
+        log, first = tmp_path / f"{name}.log", name == "first"
+        return VllmReplica(vllm_python, checkpoint, log, address, options=options, by_hand=first, variables=REVISION)
 
     with replica("first", "modelexpress") as first:
         assert f"loading natively: no registry is available at {address}" in first.messages
+        assert first.fills_by_hand
         assert len(first.tokens) == 12
         with RegistryProcess(listen=address):
             await_sources(address, 1)
@@ -82,9 +90,10 @@ def test_quantised_weights_are_shared_as_they_were_before_the_post_load_step(
     assert second.count(FROM_PEER) == 1
 
 
-def test_each_rank_gets_what_the_same_rank_has(
+def test_each_rank_gets_what_the_same_rank_has_with_tied_weights(
     vllm_python: Path, registry: str, checkpoint: Path, tmp_path: Path
 ) -> None:
+    tie(checkpoint)
     first, second = pair(
         vllm_python,
         registry,

@@ -1,6 +1,8 @@
 """A replica of vLLM in a process of its own, in the environment that scripts/engines.py makes, without a server."""
 
 import argparse
+import copy
+import dataclasses
 import json
 import os
 import sys
@@ -30,6 +32,7 @@ class VllmReplica(Child):
         registry: HOST:PORT.
         options: Of `LLM`.
         layout: Which layout weights are shared in, instead of that of the platform: "processed" switches packing off.
+        by_hand: Whether it shall try to fill a model by hand; of one process only.
         variables: Of the environment.
     """
 
@@ -42,12 +45,13 @@ class VllmReplica(Child):
         *,
         options: Mapping[str, Any],
         layout: str = "",
+        by_hand: bool = False,
         variables: Mapping[str, str] | None = None,
     ) -> None:
         self.log = log
         cache_root = log.with_suffix(".cache")
         share_what_vllm_knows(python, cache_root)
-        given = {"model": str(model), "options": dict(options), "layout": layout}
+        given = {"model": str(model), "options": dict(options), "layout": layout, "by_hand": by_hand}
         environment = {**_VARIABLES, "VLLM_CACHE_ROOT": str(cache_root), "MX_SERVER_ADDRESS": registry}
         with log.open("wb") as file:
             super().__init__(
@@ -57,7 +61,9 @@ class VllmReplica(Child):
                 python=str(python),
                 log=file,
             )
-        self.tokens: list[int] = self.answer()["tokens"]
+        answer = self.answer()
+        self.tokens: list[int] = answer["tokens"]
+        self.fills_by_hand: bool = answer["fills_by_hand"]
 
     @property
     def messages(self) -> str:
@@ -88,6 +94,27 @@ def _without_packing() -> None:
     vars(loader)["layout_here"] = lambda: Layout.PROCESSED
 
 
+def _fills_by_hand(config: Any) -> bool:
+    """Return whether the loader fills a model that somebody else has made, as it fills those that it makes."""
+    from vllm.config import set_current_vllm_config
+    from vllm.model_executor.model_loader import get_model_loader
+    from vllm.model_executor.model_loader.utils import initialize_model
+    from vllm.utils.torch_utils import set_default_torch_dtype
+
+    config = copy.deepcopy(config)
+    config.compilation_config.static_forward_context.clear()
+    with set_current_vllm_config(config), set_default_torch_dtype(config.model_config.dtype):
+        made = {
+            name: initialize_model(vllm_config=config, model_config=config.model_config, prefix=f"{name}.")
+            for name in ("ours", "theirs")
+        }
+        get_model_loader(config.load_config).load_weights(made["ours"], config.model_config)
+        native = dataclasses.replace(config.load_config, load_format="auto")
+        get_model_loader(native).load_weights(made["theirs"], config.model_config)
+    pairs = zip(made["ours"].parameters(), made["theirs"].parameters(), strict=True)
+    return all(bool(ours.equal(theirs)) for ours, theirs in pairs)
+
+
 def main() -> None:
     """Start vLLM, generate, say which tokens, and stay until standard input ends."""
     answers = os.fdopen(os.dup(1), "w")
@@ -106,7 +133,8 @@ def main() -> None:
     # As vLLM does before it starts workers on other hosts; of a folder there is nothing to download.
     get_model_loader(config.load_config).download_model(config.model_config)
     found = engine.generate(["what is a peer"], SamplingParams(temperature=0, max_tokens=12))
-    print(json.dumps({"tokens": list(found[0].outputs[0].token_ids)}), file=answers, flush=True)
+    said = {"tokens": list(found[0].outputs[0].token_ids), "fills_by_hand": given["by_hand"] and _fills_by_hand(config)}
+    print(json.dumps(said), file=answers, flush=True)
     sys.stdin.read()
 
 

@@ -1,11 +1,10 @@
 """The use of what was brought, told where nothing says when the engine is ready."""
 
-import os
 import threading
 import time
 
 from modelexpress.artifacts.bringing import BroughtCaches
-from modelexpress.peer import close_at_exit, closed, undisturbed
+from modelexpress.peer import ClosingThread
 
 _QUIET = 60.0
 _LOOKS = 6
@@ -27,20 +26,12 @@ class LateUsage:
         self._brought = brought
         self._patience = patience
         self._quiet = quiet
-        self._owner = os.getpid()
         self._stop = threading.Event()
-        self._thread = threading.Thread(target=self._run, name="mx-artifact-usage", daemon=True)
-        close_at_exit(self)
-        self._thread.start()
+        self._thread = ClosingThread(self._run, "mx-artifact-usage", self._stop)
 
     def close(self) -> None:
         """Say it now unless it was said before. Closing twice is allowed, and nothing in a forked child."""
-        if os.getpid() != self._owner:
-            return
-        with undisturbed():
-            self._stop.set()
-            self._thread.join()
-            closed(self)
+        self._thread.close()
 
     def _run(self) -> None:
         self._wait()

@@ -16,16 +16,7 @@ from modelexpress.artifacts.signing import Signer
 from modelexpress.artifacts.snapshot import take_snapshot
 from modelexpress.errors import CacheBusy, ConfigurationError, ModelExpressError
 from modelexpress.identity import SourceIdentity
-from modelexpress.peer import (
-    Probe,
-    Publication,
-    UrlProbe,
-    Worker,
-    close_at_exit,
-    closed,
-    undisturbed,
-    wait_until_ready,
-)
+from modelexpress.peer import ClosingThread, Probe, Publication, UrlProbe, Worker, wait_until_ready
 from modelexpress.settings import Settings
 
 logger = logging.getLogger(__name__)
@@ -82,14 +73,11 @@ class Sharing:
         self._node_rank = node_rank
         self._device = device
         self._environ = os.environ if environ is None else environ
-        self._owner = os.getpid()
         self._stop = threading.Event()
         self._lock = threading.Lock()
         self._publications: dict[str, Publication] = {}
         self._settled = threading.Event()
-        self._thread = threading.Thread(target=self._edge, name="mx-artifact-sharing", daemon=True)
-        close_at_exit(self)
-        self._thread.start()
+        self._thread = ClosingThread(self._edge, "mx-artifact-sharing", self._stop)
 
     @property
     def publications(self) -> dict[str, Publication]:
@@ -103,12 +91,7 @@ class Sharing:
 
     def close(self) -> None:
         """Withdraw everything and end the thread. Closing twice is allowed, and nothing in a forked child."""
-        if os.getpid() != self._owner:
-            return
-        with undisturbed():
-            self._stop.set()
-            self._thread.join()
-            closed(self)
+        self._thread.close()
 
     def __enter__(self) -> Self:
         return self

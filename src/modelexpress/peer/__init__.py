@@ -1,7 +1,7 @@
 """Worker to worker: the server beside an engine, its publications, and the client that reads from others."""
 
 from modelexpress.peer.client import PeerClient
-from modelexpress.peer.farewell import close_at_exit, closed, undisturbed
+from modelexpress.peer.farewell import ClosingThread
 from modelexpress.peer.held_lease import HeldLease
 from modelexpress.peer.host import host_id, new_worker_id
 from modelexpress.peer.material import Material, file_specs
@@ -14,6 +14,7 @@ from modelexpress.peer.worker import ENDPOINT_TOPOLOGY, HOST_TOPOLOGY, Worker
 __all__ = [
     "ENDPOINT_TOPOLOGY",
     "HOST_TOPOLOGY",
+    "ClosingThread",
     "HeldLease",
     "Material",
     "PeerClient",
@@ -25,11 +26,8 @@ __all__ = [
     "Upstream",
     "UrlProbe",
     "Worker",
-    "close_at_exit",
-    "closed",
     "file_specs",
     "host_id",
     "new_worker_id",
-    "undisturbed",
     "wait_until_ready",
 ]

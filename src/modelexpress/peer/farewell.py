@@ -4,7 +4,7 @@ import atexit
 import os
 import signal
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType
 from typing import Protocol
@@ -55,6 +55,32 @@ def undisturbed() -> Iterator[None]:
         _blocks.pop()
         if _put_off and not _blocks:
             signal.raise_signal(_put_off.pop())
+
+
+class ClosingThread:
+    """A thread that is told to stop, and waited for: by `close`, at interpreter exit or on SIGTERM.
+
+    Args:
+        run: What it does; it returns soon after `stop` was set.
+        name: Of the thread.
+        stop: Set when it is to end.
+    """
+
+    def __init__(self, run: Callable[[], object], name: str, stop: threading.Event) -> None:
+        self._owner = os.getpid()
+        self._stop = stop
+        self._thread = threading.Thread(target=run, name=name, daemon=True)
+        close_at_exit(self)
+        self._thread.start()
+
+    def close(self) -> None:
+        """End it. Closing twice is allowed, and nothing in a forked child."""
+        if os.getpid() != self._owner:
+            return
+        with undisturbed():
+            self._stop.set()
+            self._thread.join()
+            closed(self)
 
 
 @atexit.register
