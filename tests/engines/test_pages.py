@@ -3,6 +3,7 @@
 import os
 import re
 import socket
+import tempfile
 from contextlib import ExitStack
 from pathlib import Path
 
@@ -34,12 +35,16 @@ def test_the_page_of_vllm_works(vllm_python: Path, ports: list[int], tmp_path: P
     registry, first, second = ports
 
     def variables(port: int) -> dict[str, str]:
-        """Each replica has caches of its own, as on hosts of their own."""
+        """Each replica has caches and temporary files of its own, as on hosts of their own."""
         caches = tmp_path / f"caches-{port}"
+        (caches / "temporary").mkdir(parents=True, exist_ok=True)
         share_what_vllm_knows(vllm_python, caches / "vllm")
         folders = {"VLLM_CACHE_ROOT": "vllm", "TORCHINDUCTOR_CACHE_DIR": "inductor", "TRITON_CACHE_DIR": "triton"}
+        folders["TMPDIR"] = "temporary"
+        sockets = tempfile.gettempdir()  # their paths have 107 characters at most
         path = f"{vllm_python.parent}{os.pathsep}{os.environ['PATH']}"
-        return {**VLLM, **{name: str(caches / folder) for name, folder in folders.items()}, "PATH": path}
+        own = {name: str(caches / folder) for name, folder in folders.items()}
+        return {**VLLM, **own, "PATH": path, "VLLM_RPC_BASE_PATH": sockets}
 
     with Reader(tmp_path, registry, variables, {8000: first, 8100: second}) as reader:
         reader.follow(ROOT / "docs" / "vllm.md")
@@ -47,7 +52,12 @@ def test_the_page_of_vllm_works(vllm_python: Path, ports: list[int], tmp_path: P
     assert any(command.startswith("curl") for command in reader.ran)
     assert "the weights came from a peer" not in reader.log(first)
     assert "the weights came from a peer" in reader.log(second)
-    assert re.search(r"torch_compile: (\d+) of \1 files .* fetched over local", reader.log(second))
+    for kind in ("torch_compile", "inductor_headers"):
+        assert re.search(rf"{kind}: (\d+) of \1 files .* fetched over local", reader.log(second)), kind
+    headers = [
+        {path.name for path in (tmp_path / f"caches-{port}" / "temporary").rglob("*.gch")} for port in (first, second)
+    ]
+    assert headers[0] == headers[1] != set(), "the second one compiled no header of its own"
     assert "none of the" not in reader.log(second)
 
 
