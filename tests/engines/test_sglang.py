@@ -9,6 +9,7 @@ from modelexpress.client import Client
 from tests.support.engines import SglangServer, free_port
 from tests.support.moe_checkpoint import write_experts
 from tests.support.registries import RegistryProcess
+from tests.support.tied_checkpoint import tie
 from tests.support.waiting import wait_until
 
 pytestmark = pytest.mark.timeout(1200)  # the environment is made here where it is missing
@@ -19,10 +20,12 @@ NOWHERE = "127.0.0.1:9"
 PROMPT = "what is a peer"
 
 
-def replica(python: Path, checkpoint: Path, name: str, **config: str) -> SglangServer:
+def replica(python: Path, checkpoint: Path, name: str, *, ranks: int = 1, **config: str) -> SglangServer:
     """Start a server that is told the registry's address by its own configuration alone."""
     environment = {"MX_MODEL_REVISION": "1", "MX_SERVER_ADDRESS": NOWHERE, "MX_WORKER_HOST": "127.0.0.1"}
-    options = (*REMOTE, "--modelexpress-config", json.dumps(config))
+    options = [*REMOTE, "--modelexpress-config", json.dumps(config), "--tp-size", str(ranks)]
+    if ranks > 1:
+        environment["SGLANG_CPU_OMP_THREADS_BIND"] = "|".join(map(str, range(ranks)))
     log = checkpoint.with_name(f"{name}.log")
     return SglangServer(python, checkpoint, log, *options, environment=environment)
 
@@ -70,3 +73,16 @@ def test_replicas_come_up_from_each_other_and_without_a_peer_as_always(
                 assert FROM_PEER not in third.messages
                 assert "this replica loads natively" in third.messages, "those that have ended are not asked"
                 assert third.generate(PROMPT) == expected
+
+
+def test_each_rank_gets_what_the_same_rank_has_with_tied_weights(
+    sglang_python: Path, registry: str, checkpoint: Path
+) -> None:
+    tie(checkpoint)
+    with replica(sglang_python, checkpoint, "first", ranks=2, url=registry) as first:
+        expected = first.wait_healthy().generate(PROMPT)
+        await_sources(registry, 2)
+        without_weights(checkpoint)
+        with replica(sglang_python, checkpoint, "second", ranks=2, url=registry) as second:
+            assert second.wait_healthy().generate(PROMPT) == expected
+            assert second.messages.count(FROM_PEER) == 2

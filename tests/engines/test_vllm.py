@@ -1,6 +1,5 @@
 """Unmodified vLLM loads from a peer, and without one as it always did."""
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -12,6 +11,7 @@ from tests.support.engines import free_port
 from tests.support.moe_checkpoint import write_experts
 from tests.support.quantised_checkpoint import quantise
 from tests.support.registries import RegistryProcess
+from tests.support.tied_checkpoint import tie
 from tests.support.vllm_replica import VllmReplica
 from tests.support.waiting import wait_until
 
@@ -38,12 +38,6 @@ def ruin(checkpoint: Path) -> None:
         data = path.read_bytes()
         head = 8 + int.from_bytes(data[:8], "little")
         path.write_bytes(data[:head] + bytes(len(data) - head))
-
-
-def tie(checkpoint: Path) -> None:
-    """Let the two ends of a model be one tensor; the one that the checkpoint has for the other end is left unread."""
-    config = json.loads((checkpoint / "config.json").read_text())
-    (checkpoint / "config.json").write_text(json.dumps(config | {"tie_word_embeddings": True}))
 
 
 def test_replicas_come_up_from_each_other_and_without_a_registry_as_always(
@@ -93,11 +87,10 @@ def test_quantised_weights_are_shared_as_they_were_before_the_post_load_step(
 def test_each_rank_gets_what_the_same_rank_has_with_tied_weights(
     vllm_python: Path, registry: str, checkpoint: Path, tmp_path: Path
 ) -> None:
-    tie(checkpoint)
     first, second = pair(
         vllm_python,
         registry,
-        checkpoint,
+        tie(checkpoint),
         tmp_path,
         {"tensor_parallel_size": 2, "distributed_executor_backend": "mp"},
         2,
