@@ -227,6 +227,10 @@ class ArtifactUnsigned(ArtifactError):
     """The policy demands a signature that is missing, wrong, or by a key that is not listed."""
 
 
+class TriedByOther(ArtifactError):
+    """Another process of this host has just failed to bring the artifact, and has said why."""
+
+
 class CacheBusy(ArtifactError):
     """A cache kept changing while it was read or written."""
 

@@ -12,7 +12,7 @@ from modelexpress.artifacts.offer import offer
 from modelexpress.artifacts.report import ArtifactReport, Outcome
 from modelexpress.artifacts.snapshot import take_snapshot
 from modelexpress.client import Client
-from modelexpress.errors import ArtifactError, ArtifactInvalid, ModelExpressError, NoSourceFound
+from modelexpress.errors import ArtifactInvalid, ModelExpressError, NoSourceFound, TriedByOther
 from modelexpress.identity import SourceIdentity
 from modelexpress.peer import PeerClient, Publication, Worker
 from modelexpress.settings import Settings
@@ -93,7 +93,7 @@ def test_an_identity_needs_no_model_name(registry: str, tmp_path: Path) -> None:
 def test_nobody_to_ask_is_said(registry: str, identity: SourceIdentity, tmp_path: Path) -> None:
     with pytest.raises(NoSourceFound, match="no ready source of the plain cache"):
         bring(registry, identity, tmp_path)
-    with pytest.raises(ArtifactError, match="another process of this host has tried"):
+    with pytest.raises(TriedByOther, match="another process of this host has tried"):
         bring(registry, identity, tmp_path)
 
 

@@ -141,6 +141,17 @@ def test_code_for_other_processors_is_not_brought(
     assert read_cache(cache) == {}
 
 
+def test_ranks_that_come_later_warn_of_nothing_that_the_first_one_has_said(
+    rank: Rank, caplog: pytest.LogCaptureFixture
+) -> None:
+    rank(first=False)
+    caplog.clear()
+    rank(first=False)
+    assert [(record.levelname, record.message) for record in caplog.records] == [
+        ("INFO", "another process of this host could not bring these caches, and says why: triton")
+    ]
+
+
 def test_a_process_brings_once(rank: Rank, caplog: pytest.LogCaptureFixture) -> None:
     rank(first=False)
     assert "no peer has these caches yet" in caplog.text

@@ -14,7 +14,7 @@ from modelexpress.artifacts.report import ArtifactReport, Outcome
 from modelexpress.artifacts.room import Trust
 from modelexpress.artifacts.signing import Policy, TrustedKeys
 from modelexpress.artifacts.usage import Usage, Watch, total, watch
-from modelexpress.errors import ModelExpressError, NoSourceFound, RegistryError
+from modelexpress.errors import ModelExpressError, NoSourceFound, RegistryError, TriedByOther
 from modelexpress.identity import SourceIdentity
 from modelexpress.settings import Settings
 
@@ -119,45 +119,74 @@ def bring(
         if reason := why_not(settings):
             logger.info("%s", reason)
             return BroughtCaches((), {}, reason)
-        return _bring(identity, kinds, settings, node_rank, os.environ if environ is None else environ)
+        return _Bringing(identity, settings, node_rank, os.environ if environ is None else environ).run(kinds)
     except Exception as error:  # the edge to the engine, which starts whatever happens here
         logger.warning("no caches of compiled kernels were brought", exc_info=True)
         return BroughtCaches((), {}, f"it failed: {error!r}")
 
 
-def _bring(
-    identity: SourceIdentity, kinds: Iterable[Kind], settings: Settings, node_rank: int, environ: Mapping[str, str]
-) -> BroughtCaches:
-    trust = trust_of(settings)
-    caches: list[BroughtCache] = []
-    watches: dict[str, Watch] = {}
-    unreachable, nowhere = "", list[str]()
-    for kind in kinds:
-        if unreachable:
-            caches.append(BroughtCache(kind.name, None, unreachable))
-            continue
+class _Bringing:
+    """One pass over the kinds of caches, and what there is to say of several of them at once."""
+
+    def __init__(
+        self, identity: SourceIdentity, settings: Settings, node_rank: int, environ: Mapping[str, str]
+    ) -> None:
+        self._identity = identity
+        self._settings = settings
+        self._node_rank = node_rank
+        self._environ = environ
+        self._trust = trust_of(settings)
+        self._watches: dict[str, Watch] = {}
+        self._unreachable = ""
+        self._nowhere: list[str] = []
+        self._tried: list[str] = []
+
+    def run(self, kinds: Iterable[Kind]) -> BroughtCaches:
+        caches = [self._bring(kind) for kind in kinds]
+        if self._nowhere:
+            logger.info("no peer has these caches yet: %s", ", ".join(self._nowhere))
+        if self._tried:
+            tried = ", ".join(self._tried)
+            logger.info("another process of this host could not bring these caches, and says why: %s", tried)
+        return BroughtCaches(caches, self._watches)
+
+    def _bring(self, kind: Kind) -> BroughtCache:
+        if self._unreachable:
+            return BroughtCache(kind.name, None, self._unreachable)
         try:
-            root = kind.root(environ)
-            cache = kind.identity(identity, compile_config_digest=settings.artifact_compile_config_digest)
-            report = fetch(kind, cache, root, node_rank=node_rank, trust=trust, settings=settings)
-        except RegistryError as error:
-            # It would be the same for every kind, after the same timeout.
-            unreachable = str(error)
-            logger.warning("no caches of compiled kernels can be looked for: %s", error)
-            caches.append(BroughtCache(kind.name, None, unreachable))
-        except NoSourceFound as error:
-            nowhere.append(f"{kind.name} ({cache.source_id})")
-            caches.append(BroughtCache(kind.name, None, str(error)))
+            report = self._fetch(kind)
         except Exception as error:  # noqa: BLE001 -- the other kinds have sources and code of their own
-            _say_failure(kind, error)
-            caches.append(BroughtCache(kind.name, None, str(error)))
-        else:
-            logger.info("%s", report)
-            caches.append(BroughtCache(kind.name, report))
-            _watch(watches, kind, root, report)
-    if nowhere:
-        logger.info("no peer has these caches yet: %s", ", ".join(nowhere))
-    return BroughtCaches(caches, watches)
+            self._note(kind, error)
+            return BroughtCache(kind.name, None, str(error))
+        logger.info("%s", report)
+        return BroughtCache(kind.name, report)
+
+    def _fetch(self, kind: Kind) -> ArtifactReport:
+        root = kind.root(self._environ)
+        identity = self._identity_of(kind)
+        report = fetch(kind, identity, root, node_rank=self._node_rank, trust=self._trust, settings=self._settings)
+        if report.paths and kind.shows_use:
+            by_other = report.outcome is Outcome.BY_OTHER
+            self._watches[kind.name] = watch(root, report.paths, by_other=by_other)
+        return report
+
+    def _identity_of(self, kind: Kind) -> SourceIdentity:
+        return kind.identity(self._identity, compile_config_digest=self._settings.artifact_compile_config_digest)
+
+    def _note(self, kind: Kind, error: Exception) -> None:
+        match error:
+            case RegistryError():
+                # It would be the same for every kind, after the same timeout.
+                self._unreachable = str(error)
+                logger.warning("no caches of compiled kernels can be looked for: %s", error)
+            case NoSourceFound():
+                self._nowhere.append(f"{kind.name} ({self._identity_of(kind).source_id})")
+            case TriedByOther():
+                self._tried.append(kind.name)
+            case _:
+                known = isinstance(error, ModelExpressError)
+                told = None if known else error
+                logger.warning("%s: not brought, the engine compiles for itself: %s", kind.name, error, exc_info=told)
 
 
 def trust_of(settings: Settings) -> Trust:
@@ -168,13 +197,3 @@ def trust_of(settings: Settings) -> Trust:
     """
     keys = TrustedKeys.from_file(Path(settings.artifact_trusted_keys)) if settings.artifact_trusted_keys else None
     return Trust(Policy(settings.artifact_policy), keys)
-
-
-def _watch(watches: dict[str, Watch], kind: Kind, root: Path, report: ArtifactReport) -> None:
-    if report.paths and kind.shows_use:
-        watches[kind.name] = watch(root, report.paths, by_other=report.outcome is Outcome.BY_OTHER)
-
-
-def _say_failure(kind: Kind, error: Exception) -> None:
-    known = isinstance(error, ModelExpressError)
-    logger.warning("%s: not brought, the engine compiles for itself: %s", kind.name, error, exc_info=not known)

@@ -9,7 +9,7 @@ from modelexpress.artifacts.marks import FAILURE_SECONDS, FailedRecently, Instal
 from modelexpress.artifacts.report import ArtifactReport, Outcome
 from modelexpress.artifacts.room import CacheRoom, Received, Trust
 from modelexpress.client import Client
-from modelexpress.errors import ArtifactError, ArtifactInvalid, NoSourceFound
+from modelexpress.errors import ArtifactInvalid, NoSourceFound, TriedByOther
 from modelexpress.identity import SourceIdentity
 from modelexpress.settings import Settings
 from modelexpress.transfer.ledger import Ledger
@@ -48,7 +48,8 @@ def fetch(
         NoSourceFound: Nobody offers this cache.
         RegistryError: The registry could not be asked.
         ArtifactUnsigned: The only source shows no signature that counts, and the policy demands one.
-        ArtifactError: The cache could not be installed, or another process of this host has just failed to.
+        TriedByOther: Another process of this host has just failed to.
+        ArtifactError: The cache could not be installed.
         LoadError: Every source failed; `causes` says how each did. A single cause is raised itself.
     """
     settings = settings or Settings.read()
@@ -56,7 +57,7 @@ def fetch(
         if isinstance(mine, InstalledByOther):
             return ArtifactReport(kind.name, root, Outcome.BY_OTHER, paths=mine.paths)
         if isinstance(mine, FailedRecently):
-            raise ArtifactError(f"another process of this host has tried, {mine.age:.0f} s ago: {mine.reason}")
+            raise TriedByOther(f"another process of this host has tried, {mine.age:.0f} s ago: {mine.reason}")
         fetching = _Fetching(kind, identity, root, registry or settings.registry, node_rank, trust or Trust(), settings)
         report = fetching.run(Journal(progress, measures=False))
         mine.succeed(report.paths)
