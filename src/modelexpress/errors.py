@@ -35,6 +35,7 @@ ModelExpressError
 ├── ArtifactError
 │   ├── ArtifactInvalid
 │   ├── ArtifactUnsigned
+│   ├── TriedByOther
 │   └── CacheBusy
 └── DwdpError
     ├── PartitionInvalid
