@@ -79,19 +79,21 @@ def measure(folder: Path, repetitions: int, existing: Path | None) -> list[Figur
     """Return the figures; those of the client of the package index, too, where it is in a folder `existing`."""
     model = build_model(folder)
     found: list[Brought] = []
-    for start, _ in _seconds(EagerReplica, folder, model, repetitions):
+    for start, _ in _second_replicas(EagerReplica, folder, model, repetitions):
         assert start.weights is not None, "the weights came from a peer"
         found.append(start.weights)
     figures = _figures(found)
     if existing is not None:
         (folder / "existing").symlink_to(existing.resolve())
         existing_on_processors.install(folder / "plugin")
-        logs = [log for _, log in _seconds(ExistingReplica, folder, model, repetitions)]
+        logs = [log for _, log in _second_replicas(ExistingReplica, folder, model, repetitions)]
         figures += _existing_figures(logs, found)
     return figures
 
 
-def _seconds(kind: type[EagerReplica], folder: Path, model: Path, repetitions: int) -> Iterator[tuple[Start, str]]:
+def _second_replicas(
+    kind: type[EagerReplica], folder: Path, model: Path, repetitions: int
+) -> Iterator[tuple[Start, str]]:
     """Start second replicas beside a first one; yield how each started, and its log."""
     with ExitStack() as stack:
         registry = stack.enter_context(private_registry())

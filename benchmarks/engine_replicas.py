@@ -16,7 +16,8 @@ from pathlib import Path
 from typing import ClassVar
 
 ROOT = Path(__file__).parents[1]
-DEADLINE = 300.0
+DEADLINE = 600.0
+"""Seconds that a server may take to answer."""
 
 
 _LOADED = re.compile(r"([\d.]+) GB in \d+ tensors from peer \S+ over \S+ in ([\d.]+) s")

@@ -48,12 +48,12 @@ def measure(kind: type[Replica], folder: Path, repetitions: int) -> list[Figure]
             starts["cold"] = [cold]
             await_sources(registry, 1 + kind.filled)
             for number in range(repetitions):
-                for name, start in _seconds(kind, folder / f"second-{number}", model, registry):
+                for name, start in _second_replicas(kind, folder / f"second-{number}", model, registry):
                     starts.setdefault(name, []).append(start)
     return _figures(kind, starts)
 
 
-def _seconds(kind: type[Replica], folder: Path, model: Path, registry: str) -> Iterator[tuple[str, Start]]:
+def _second_replicas(kind: type[Replica], folder: Path, model: Path, registry: str) -> Iterator[tuple[str, Start]]:
     """Start a second replica in each way beside the first one, and the last of them again with what it has then."""
     ways = {"weights from a peer": False, "weights and caches from a peer": True}
     for name, caches in ways.items() if kind.filled else list(ways.items())[:1]:

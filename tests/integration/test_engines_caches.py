@@ -1,6 +1,7 @@
 """Caches of engines' workers: brought whatever becomes of the weights, kept apart by host, and their use told."""
 
 import logging
+import re
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from dataclasses import replace
@@ -56,11 +57,12 @@ def workers(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -
 def rank(registry: str, identity: SourceIdentity, home: Path, monkeypatch: pytest.MonkeyPatch) -> Rank:
     """Bring as one rank of a host does, as if in a process of its own."""
 
-    def bring(first: bool, node_rank: int = 0, **others: object) -> None:
+    def bring(first: bool, node_rank: int = 0, gpu: str = "", **others: object) -> None:
         monkeypatch.setattr(caches, "_begun", set[int]())
         monkeypatch.setattr(caches, "KINDS", [TRITON])
         chosen = {"registry": registry, "worker_grpc_port": 0, "artifact_transfer": True} | others
-        described = WorkerCaches(identity, "configuration", {"HOME": str(home)}, node_rank, first, device=0)
+        weights = replace(identity, gpu_arch=gpu)
+        described = WorkerCaches(weights, "configuration", {"HOME": str(home)}, node_rank, first, device=0)
         bring_caches(lambda: described, Settings.model_validate(chosen))
 
     return bring
@@ -128,15 +130,13 @@ def test_each_host_of_a_replica_gets_what_the_same_host_has(rank: Rank, cache: P
 def test_code_for_other_processors_is_not_brought(
     rank: Rank,
     cache: Path,
-    identity: SourceIdentity,
     gpu: str,
     processor: str,
     monkeypatch: pytest.MonkeyPatch,
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    object.__setattr__(identity, "gpu_arch", gpu)
     monkeypatch.setattr(caches, "processor_architecture", lambda: processor)
-    rank(first=True)
+    rank(first=True, gpu=gpu)
     assert "no peer has these caches yet" in caplog.text
     assert read_cache(cache) == {}
 
@@ -147,9 +147,11 @@ def test_ranks_that_come_later_warn_of_nothing_that_the_first_one_has_said(
     rank(first=False)
     caplog.clear()
     rank(first=False)
-    assert [(record.levelname, record.message) for record in caplog.records] == [
-        ("INFO", "another process of this host could not bring these caches, and says why: triton")
-    ]
+    (record,) = caplog.records
+    assert record.levelname == "INFO"
+    assert re.fullmatch(
+        r"not brought: triton; .* has tried, \d+ s ago: NoSourceFound: no ready source .*", record.message
+    )
 
 
 def test_a_process_brings_once(rank: Rank, caplog: pytest.LogCaptureFixture) -> None:

@@ -139,15 +139,15 @@ class _Bringing:
         self._watches: dict[str, Watch] = {}
         self._unreachable = ""
         self._nowhere: list[str] = []
-        self._tried: list[str] = []
+        self._tried: dict[str, str] = {}
 
     def run(self, kinds: Iterable[Kind]) -> BroughtCaches:
         caches = [self._bring(kind) for kind in kinds]
         if self._nowhere:
             logger.info("no peer has these caches yet: %s", ", ".join(self._nowhere))
         if self._tried:
-            tried = ", ".join(self._tried)
-            logger.info("another process of this host could not bring these caches, and says why: %s", tried)
+            *_, last = self._tried.values()
+            logger.info("not brought: %s; the last one because %s", ", ".join(self._tried), last)
         return BroughtCaches(caches, self._watches)
 
     def _bring(self, kind: Kind) -> BroughtCache:
@@ -182,7 +182,7 @@ class _Bringing:
             case NoSourceFound():
                 self._nowhere.append(f"{kind.name} ({self._identity_of(kind).source_id})")
             case TriedByOther():
-                self._tried.append(kind.name)
+                self._tried[kind.name] = str(error)
             case _:
                 known = isinstance(error, ModelExpressError)
                 told = None if known else error
